@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`.
+#
+# TORCH says which PyTorch is installed. On Linux the default brings CUDA, so that a GPU is used where there is
+# one; without a GPU, `make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"` is a much
+# smaller download. Once .venv exists, its torch is kept.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PORT ?= 8000
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/demo
+	$(BIN)/tween demo --port $(PORT)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf .venv
+
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ .venv/demo

@@ -1,0 +1,128 @@
+"""The command line: serve a bank, or make and serve the demo."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app import __version__
+from app.errors import BadBank, TweenError
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.models.bank import BankSpec
+
+
+def main() -> None:
+    """Run a command; what the user got wrong is one sentence and exit status 2."""
+    options = _parser().parse_args()
+    try:
+        status = options.run(options)
+    except TweenError as error:
+        print(f"tween: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tween", description="Serve the weights between models.")
+    parser.add_argument("--version", action="version", version=f"tween {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a bank over HTTP")
+    serve.add_argument("--base", help="folder or hub name (org/name@revision) of the base")
+    serve.add_argument(
+        "--variant", action="append", default=[], metavar="NAME=SOURCE", help="a variant; may be repeated"
+    )
+    serve.add_argument("--bank", type=Path, help="a bank file instead of --base and --variant (TWEEN_BANK)")
+    _listening(serve)
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser("demo", help="make the demo bank the first time, then serve it")
+    demo.add_argument("--rebuild", action="store_true", help="train the demo bank anew")
+    demo.add_argument("--only-build", action="store_true", help="do not serve it")
+    demo.add_argument("--table", action="store_true", help="print its scores along t instead of serving it")
+    _listening(demo)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _listening(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", help="address to listen on (TWEEN_HOST, 127.0.0.1)")
+    command.add_argument("--port", type=int, help="port to listen on (TWEEN_PORT, 8000)")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = Settings.from_environment(os.environ, host=options.host, port=options.port, bank=options.bank)
+    return _run(settings, _spec(options, settings))
+
+
+def _spec(options: argparse.Namespace, settings: Settings) -> BankSpec:
+    from app.models.bank import BankSpec
+
+    if options.base and options.bank:
+        raise BadBank("give either --bank or --base and --variant, not both")
+    if options.base:
+        return BankSpec.from_options(options.base, options.variant)
+    if options.variant:
+        raise BadBank("--variant needs --base")
+    if settings.bank is None:
+        raise BadBank("nothing to serve: give --base FOLDER --variant NAME=FOLDER, or a bank file by --bank")
+    return BankSpec.from_toml(settings.bank)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from app.demo.build import demo_bank
+    from app.demo.table import print_table
+    from app.models.bank import BankSpec
+
+    settings = Settings.from_environment(os.environ, host=options.host, port=options.port)
+    file = demo_bank(rebuild=options.rebuild)
+    if options.table:
+        print_table(file)
+        return 0
+    if options.only_build:
+        print(file)
+        return 0
+    return _run(settings, BankSpec.from_toml(file))
+
+
+def _run(settings: Settings, spec: BankSpec) -> int:
+    import uvicorn
+
+    from app.main import create_app
+
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    failures: list[Exception] = []
+
+    def on_failure(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, spec, on_failure)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            settings.host,
+            settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=20,
+        )
+    )
+    server.run()
+    if failures:
+        print(f"tween: {failures[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What every reply and every body has in common: a request id, and a limit in bytes."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import problem
+from app.errors import BodyTooLarge
+
+SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestId:
+    """Every reply carries X-Request-Id: the caller's own, if it is printable and short, or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses a body above `limit` bytes, by its announced length or, if that lies, while it streams in."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._limit:
+            reply = problem(Request(scope), BodyTooLarge(self._sentence))
+            reply.headers["Connection"] = "close"
+            await reply(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                # The framework turns other exceptions of a body into a 400.
+                raise HTTPException(413, self._sentence)
+            return message
+
+        await self._app(scope, counted, send)
+
+    @property
+    def _sentence(self) -> str:
+        return f"the body is larger than {self._limit} bytes; send fewer or shorter texts in one call"

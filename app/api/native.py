@@ -1,0 +1,303 @@
+"""The service's own HTTP contract, version 1."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
+
+from app.api.probes import TheEngine
+from app.api.problems import Problem
+from app.errors import WrongContentType
+from app.serving.blends import Cached
+from app.serving.engine import Answer, Engine
+from app.weights.recipe import Recipe
+
+RecipeField = Annotated[
+    str | dict[str, Any],
+    Field(
+        description='what to blend, as text (`finance@0.4`) or object (`{"variant": "finance", "t": 0.4}`)',
+        examples=["finance@0.4", {"t": {"finance": 0.3, "reviews": 0.2}}],
+    ),
+]
+
+
+class PredictRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    texts: str | list[str | tuple[str, str]] = Field(
+        description="a text, a list of texts, or a list of [text, pair]",
+        examples=[["The refund came within a day.", "Third call and still no answer."]],
+    )
+    recipe: RecipeField | None = None
+    top_k: int | None = Field(None, ge=1, description="only the k most probable labels in `probabilities`")
+    function: Literal["softmax", "sigmoid", "none"] | None = Field(
+        None, description="what turns logits into scores; by default what the bank was trained for"
+    )
+
+    @field_validator("texts", mode="wrap")
+    @classmethod
+    def _say_what_texts_are(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            index = next((part for e in error.errors() for part in e["loc"] if isinstance(part, int)), None)
+            what = f"item {index} is neither" if index is not None else "this is neither"
+            raise ValueError(f"texts is a text, a list of texts, or a list of [text, pair]; {what}") from None
+
+    def as_list(self) -> list[str | tuple[str, str]]:
+        return [self.texts] if isinstance(self.texts, str) else list(self.texts)
+
+
+class PredictionReply(BaseModel):
+    label: str = Field(description="the label with the highest score", examples=["positive"])
+    probability: float = Field(description="its score", examples=[0.93])
+    probabilities: dict[str, float] = Field(
+        description="score by label, highest first",
+        examples=[{"positive": 0.93, "neutral": 0.05, "negative": 0.02}],
+    )
+    t: dict[str, float] = Field(description="t of each variant that took part", examples=[{"finance": 0.4}])
+    tokens: int = Field(description="tokens read, special tokens included", examples=[9])
+    truncated: bool = Field(description="the text was longer than the model reads; its end was ignored")
+
+
+class TimingsReply(BaseModel):
+    """Milliseconds."""
+
+    queue: float
+    blend: float
+    tokenize: float
+    forward: float
+    total: float
+
+
+class PredictReply(BaseModel):
+    predictions: list[PredictionReply]
+    recipe: str = Field(description="the recipe in its canonical text", examples=["finance@0.4"])
+    key: str = Field(description="the blend's name in every cache", examples=["3b1f0c5e9a7d4e21b6c8d0f2a4e6c8b0"])
+    source: Literal["memory", "redis", "built", "mixed"] = Field(description="where the blend came from")
+    timings: TimingsReply
+
+
+class VariantReply(BaseModel):
+    name: str
+    source: str
+    delta_norm: float = Field(description="Euclidean length of variant - base")
+    angles: dict[str, float] = Field(description="angle to the other variants' deltas, degrees")
+
+
+class BankReply(BaseModel):
+    base: str = Field(description="where the base came from")
+    variants: list[VariantReply]
+    labels: list[str]
+    architecture: str
+    problem_type: str
+    parameters: int
+    dtype: str
+    device: str
+    bytes: int = Field(description="size of the arena that holds all members")
+    max_tokens: int = Field(description="tokens read of one text at most")
+    fingerprint: str = Field(description="SHA-256 over weights, labels, tokenizer and configuration")
+
+
+class BlendRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: RecipeField
+
+
+class BlendReply(BaseModel):
+    key: str
+    recipe: str
+    source: Literal["memory", "redis", "built"]
+    milliseconds: float = Field(description="what fetching or building it took")
+    bytes: int
+    tiers: list[str] = Field(description="where it lies now; writing to Redis happens after the answer")
+
+
+class CachedReply(BaseModel):
+    key: str
+    recipe: str
+    bytes: int
+    tiers: list[str]
+    hits: int = Field(description="times this process found it in memory")
+    age: float = Field(description="seconds since it was built")
+    in_use: int = Field(description="requests that use it now")
+
+
+class CachedList(BaseModel):
+    blends: list[CachedReply]
+    tiers: dict[str, dict[str, int]] = Field(description="counters of this process, by tier")
+
+
+class DeletedReply(BaseModel):
+    key: str
+    tiers: list[str] = Field(description="the tiers that held it")
+
+
+def json_only(request: Request) -> None:
+    """Refuses a body that does not say that it is JSON, such as curl's default."""
+    if request.method not in ("POST", "PUT", "PATCH"):
+        return
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        shown = repr(given[:80]) if given else "none"
+        raise WrongContentType(f"the Content-Type is {shown}; send JSON with Content-Type: application/json")
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": description, "model": Problem}
+    for status, description in {
+        400: "the body is not JSON",
+        404: "no such variant or blend",
+        413: "the body is too large",
+        415: "the body does not say that it is JSON",
+        422: "texts or recipe cannot be read",
+        429: "too many texts are waiting; see Retry-After",
+        503: "the bank is still being loaded",
+    }.items()
+}
+
+router = APIRouter(prefix="/v1", dependencies=[Depends(json_only)], responses=REFUSALS)
+
+PREDICT_EXAMPLES: dict[str, Any] = {
+    "one text": {"value": {"texts": "The refund came within a day.", "recipe": "service@0.4"}},
+    "several texts": {
+        "value": {
+            "texts": ["Net loss narrowed to 2 million from 9 million.", "The board meets on Tuesday."],
+            "recipe": {"variant": "finance", "t": 0.4},
+        }
+    },
+    "two variants": {"value": {"texts": ["It does what the box says."], "recipe": "reviews@0.5+service@0.2"}},
+    "between variants": {"value": {"texts": ["Works again, thanks."], "recipe": "reviews..service@0.5"}},
+}
+
+
+@router.post("/predict", tags=["predict"])
+async def predict(
+    engine: TheEngine, body: Annotated[PredictRequest, Body(openapi_examples=PREDICT_EXAMPLES)]
+) -> PredictReply:
+    """Classify texts with the weights that the recipe names."""
+    recipe = _recipe(engine, body.recipe)
+    answer = await engine.predict(body.as_list(), recipe, body.function)
+    return _reply(answer, engine.bank.labels, body.top_k)
+
+
+@router.get("/bank", tags=["bank"])
+async def bank(engine: TheEngine) -> BankReply:
+    """What is loaded: base, variants, labels, and how far the variants lie from the base and each other."""
+    bank = engine.bank
+    arena = bank.arena
+    variants = [
+        VariantReply(
+            name=name,
+            source=bank.sources[name],
+            delta_norm=bank.delta_norms[i],
+            angles={other: bank.delta_angles[i][j] for j, other in enumerate(bank.variants) if j != i},
+        )
+        for i, name in enumerate(bank.variants)
+    ]
+    return BankReply(
+        base=bank.sources["base"],
+        variants=variants,
+        labels=bank.labels,
+        architecture=bank.architecture,
+        problem_type=bank.problem_type,
+        parameters=arena.layout.parameters,
+        dtype=str(arena.rows.dtype).removeprefix("torch."),
+        device=str(bank.device),
+        bytes=arena.row_bytes * len(arena.names),
+        max_tokens=engine.max_tokens,
+        fingerprint=bank.fingerprint,
+    )
+
+
+@router.post("/blends", tags=["blends"], responses={201: {"description": "built now", "model": BlendReply}})
+async def build_blend(engine: TheEngine, body: BlendRequest, response: Response) -> BlendReply:
+    """Build or fetch a blend now, so that the first request finds it. 201 if it was built, 200 if it was there."""
+    recipe = _recipe(engine, body.recipe)
+    async with engine.blends.lease(recipe) as weights:
+        response.status_code = 201 if weights.source == "built" else 200
+        return BlendReply(
+            key=weights.key,
+            recipe=recipe.text,
+            source=weights.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
+            milliseconds=weights.milliseconds,
+            bytes=weights.vector.numel() * weights.vector.element_size(),
+            tiers=await engine.blends.tiers(weights.key) or ["memory"],
+        )
+
+
+@router.get("/blends", tags=["blends"])
+async def list_blends(engine: TheEngine) -> CachedList:
+    """Every blend that lies in a tier."""
+    cached = await engine.blends.cached()
+    return CachedList(blends=[_cached(blend) for blend in cached], tiers=engine.blends.counters())
+
+
+@router.get("/blends/{key}", tags=["blends"])
+async def get_blend(engine: TheEngine, key: str) -> CachedReply:
+    """One cached blend."""
+    return _cached(await engine.blends.find(key))
+
+
+@router.get(
+    "/blends/{key}/weights",
+    tags=["blends"],
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "a safetensors file"}},
+)
+async def get_weights(engine: TheEngine, key: str) -> StreamingResponse:
+    """The blend as a safetensors file; beside the base's config.json, `from_pretrained` loads it."""
+    length, pieces = await engine.weights_file(key)
+    headers = {"Content-Length": str(length), "Content-Disposition": 'attachment; filename="model.safetensors"'}
+    return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
+
+
+@router.delete("/blends/{key}", tags=["blends"])
+async def delete_blend(engine: TheEngine, key: str) -> DeletedReply:
+    """Take a blend out of every tier. A request that uses it now still finishes."""
+    return DeletedReply(key=key, tiers=await engine.blends.delete(key))
+
+
+def _recipe(engine: Engine, given: str | dict[str, Any] | None) -> Recipe:
+    return engine.default_recipe if given is None else engine.cookbook.read(given)
+
+
+def _cached(blend: Cached) -> CachedReply:
+    return CachedReply.model_validate(blend, from_attributes=True)
+
+
+def _reply(answer: Answer, labels: list[str], top_k: int | None) -> PredictReply:
+    t = answer.recipe.t_by_variant
+    predictions = []
+    for prediction in answer.predictions:
+        ranked = sorted(zip(labels, prediction.scores, strict=True), key=lambda pair: -pair[1])
+        label, probability = ranked[0]
+        predictions.append(
+            PredictionReply(
+                label=label,
+                probability=probability,
+                probabilities=dict(ranked[:top_k]),
+                t=t,
+                tokens=prediction.tokens,
+                truncated=prediction.truncated,
+            )
+        )
+    return PredictReply(
+        predictions=predictions,
+        recipe=answer.recipe.text,
+        key=answer.key,
+        source=answer.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
+        timings=TimingsReply.model_validate(answer.timings, from_attributes=True),
+    )

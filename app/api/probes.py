@@ -1,0 +1,57 @@
+"""Live: the process answers. Ready: the bank is loaded and requests will be served."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import RedirectResponse
+from pydantic import BaseModel
+
+from app.api.problems import Problem
+from app.errors import Loading
+from app.serving.engine import Engine
+
+
+def engine_of(request: Request) -> Engine:
+    """The engine of this app; raises `Loading` until the bank is there."""
+    engine: Engine | None = request.app.state.engine
+    if engine is None:
+        raise Loading("the bank is still being loaded; /readyz tells when it is there")
+    return engine
+
+
+TheEngine = Annotated[Engine, Depends(engine_of)]
+
+
+class Live(BaseModel):
+    status: Literal["live"] = "live"
+
+
+class Ready(BaseModel):
+    """`redis` is `degraded` while Redis does not answer: predictions go on, blends are rebuilt."""
+
+    status: Literal["ready"] = "ready"
+    redis: Literal["ok", "degraded", "none"]
+    fingerprint: str
+
+
+router = APIRouter(tags=["probes"])
+
+
+@router.get("/livez")
+async def live() -> Live:
+    """Whether the process answers at all."""
+    return Live()
+
+
+@router.get("/readyz", responses={503: {"model": Problem, "description": "the bank is still being loaded"}})
+async def ready(engine: TheEngine) -> Ready:
+    """Whether requests will be served."""
+    return Ready(redis=await engine.blends.shared_state(), fingerprint=engine.bank.fingerprint)
+
+
+@router.get("/", include_in_schema=False)
+async def home() -> RedirectResponse:
+    """The first thing that somebody types."""
+    return RedirectResponse("docs")

@@ -1,0 +1,133 @@
+"""Domain errors to HTTP: the one table, and the one shape, application/problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app.errors import (
+    BadRecipe,
+    BadRequest,
+    BadTexts,
+    BodyTooLarge,
+    Loading,
+    MemberBlend,
+    Overloaded,
+    TweenError,
+    UnknownBlend,
+    UnknownVariant,
+    WrongContentType,
+)
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+# Overload is 429 and never 503: one widely used client repeats a 503 at once and for ever.
+STATUS: dict[type[TweenError], int] = {
+    BadRequest: 400,
+    UnknownVariant: 404,
+    UnknownBlend: 404,
+    MemberBlend: 409,
+    BodyTooLarge: 413,
+    WrongContentType: 415,
+    BadRecipe: 422,
+    BadTexts: 422,
+    Overloaded: 429,
+    Loading: 503,
+}
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 writes it."""
+
+    type: str = Field("about:blank", examples=["urn:tween:unknown-variant"])
+    title: str = Field(examples=["Unknown variant"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["no variant 'finanse'; loaded: base, finance, reviews, service"])
+    instance: str = Field(examples=["/v1/predict"])
+
+
+def problem(request: Request, error: TweenError) -> JSONResponse:
+    """The reply for a domain error."""
+    name = type(error).__name__
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded | Loading) else {}
+    body = Problem(
+        type=f"urn:tween:{words.replace(' ', '-')}",
+        title=words.capitalize(),
+        status=STATUS[type(error)],
+        detail=str(error),
+        instance=request.url.path,
+    )
+    return _reply(body, headers)
+
+
+def plain_problem(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The reply for what HTTP itself refuses: no such path, no such method."""
+    title = HTTPStatus(status).phrase
+    body = Problem(type="about:blank", title=title, status=status, detail=detail, instance=request.url.path)
+    return _reply(body, headers or {})
+
+
+def _reply(body: Problem, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse(body.model_dump(), body.status, headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of the app the shape above."""
+
+    async def domain(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TweenError)
+        return problem(request, error)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"there is nothing at {request.url.path}; /docs lists what is"
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            detail = f"{request.method} does not work at {request.url.path}; use {allowed}"
+        return plain_problem(request, error.status_code, detail, dict(error.headers or {}))
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        status, detail = _sentence(error.errors()[0])
+        return plain_problem(request, status, detail)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected %s at %s", type(error).__name__, request.url.path, exc_info=error)
+        return plain_problem(request, 500, "something went wrong here; the log tells what")
+
+    app.add_exception_handler(TweenError, domain)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _sentence(error: dict[str, Any]) -> tuple[int, str]:
+    """Status and one sentence for pydantic's first complaint, without a word of what the caller sent."""
+    kind, message = str(error["type"]), str(error["msg"])
+    where = [part for part in error["loc"] if part not in ("body", "query", "path")]
+    field = ".".join(str(part) for part in where)
+    if kind == "json_invalid":
+        position = error["loc"][-1]
+        return (
+            400,
+            f"the body is not JSON: {error.get('ctx', {}).get('error', message)} at character {position}",
+        )
+    if kind == "extra_forbidden":
+        return 422, f"field {field[:60]!r} is unknown here; /docs lists the fields"
+    if kind == "missing":
+        return 422, f"field {field!r} is missing" if field else "the body is missing"
+    if kind == "value_error":
+        return 422, message.removeprefix("Value error, ")
+    return 422, f"{field}: {message}" if field else message

@@ -1,0 +1,134 @@
+"""The nearest tier: finished blends in this process, in slots of one size, within a budget of bytes.
+
+A slot is allocated once and reused for ever, because touching fresh memory costs three times what the
+blend itself costs, and because a fixed number of slots is a fixed amount of memory, whatever is asked for.
+A blend in use is pinned: its slot is neither overwritten nor handed on until the last user lets go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Blend:
+    """A finished blend in a slot. `vector` is (P,); `created` is in seconds since the epoch."""
+
+    key: str
+    recipe: str
+    vector: Tensor
+    created: float = field(default_factory=time.time)
+    hits: int = 0
+    pins: int = 0
+    deleted: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return self.vector.numel() * self.vector.element_size()
+
+
+class MemoryTier:
+    """Blends by key, least recently used first to go. Lives on the event loop's thread."""
+
+    name = "memory"
+
+    def __init__(self, budget: int, slot_bytes: int, new_slot: Callable[[], Tensor]) -> None:
+        # Two at least: one blend may be in use while the next is made.
+        self.capacity = max(2, budget // slot_bytes)
+        self.slot_bytes = slot_bytes
+        self.hits = self.misses = self.evictions = 0
+        self._new_slot = new_slot
+        self._allocated = 0
+        self._free: list[Tensor] = []
+        self._blends: OrderedDict[str, Blend] = OrderedDict()
+        self._freed = asyncio.Event()
+
+    def pin(self, key: str) -> Blend | None:
+        """The blend, kept in its slot until `unpin`; None on a miss."""
+        blend = self._blends.get(key)
+        if blend is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        blend.hits += 1
+        blend.pins += 1
+        self._blends.move_to_end(key)
+        return blend
+
+    def unpin(self, blend: Blend) -> None:
+        blend.pins -= 1
+        if blend.pins == 0:
+            if blend.deleted:
+                self._free.append(blend.vector)
+            self._freed.set()
+
+    async def take(self) -> Tensor:
+        """A slot (P,) to write a blend into: a free one, a new one within the budget, or the one whose
+        blend was used longest ago. Waits while every slot is in use."""
+        while True:
+            slot = self._try_take()
+            if slot is not None:
+                return slot
+            self._freed.clear()
+            await self._freed.wait()
+
+    def _try_take(self) -> Tensor | None:
+        if self._free:
+            return self._free.pop()
+        if self._allocated < self.capacity:
+            self._allocated += 1
+            return self._new_slot()
+        for key, blend in self._blends.items():
+            if blend.pins == 0:
+                del self._blends[key]
+                self.evictions += 1
+                return blend.vector
+        return None
+
+    def give_back(self, slot: Tensor) -> None:
+        """Return a slot that was taken and holds nothing after all."""
+        self._free.append(slot)
+        self._freed.set()
+
+    def put(self, key: str, recipe: str, slot: Tensor, pins: int) -> Blend:
+        """Make a filled slot findable, already pinned by those who waited for it."""
+        blend = self._blends[key] = Blend(key, recipe, slot, pins=pins)
+        if pins == 0:
+            self._freed.set()
+        return blend
+
+    def peek(self, key: str) -> Blend | None:
+        """The blend, without counting as a use."""
+        return self._blends.get(key)
+
+    def blends(self) -> list[Blend]:
+        """All blends, least recently used first."""
+        return list(self._blends.values())
+
+    def delete(self, key: str) -> bool:
+        """Forget a blend; its slot is free once nobody uses it. False if it was not here."""
+        blend = self._blends.pop(key, None)
+        if blend is None:
+            return False
+        if blend.pins:
+            blend.deleted = True
+        else:
+            self.give_back(blend.vector)
+        return True
+
+    def counters(self) -> dict[str, int]:
+        """Uses and sizes since the process started; `slots` of `slot_bytes` are allocated, at most `capacity`."""
+        return {
+            "hits": self.hits,
+            "misses": self.misses,
+            "evictions": self.evictions,
+            "slots": self._allocated,
+            "capacity": self.capacity,
+            "slot_bytes": self.slot_bytes,
+        }

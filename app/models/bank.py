@@ -1,0 +1,350 @@
+"""Base and variants by name, in one arena, with a fingerprint of their content.
+
+Loading is where blending goes right or silently wrong: other labels, another tokenizer or another
+architecture under the same tensor names still give numbers. So everything is compared here, once, and the
+first difference is named in the refusal.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import re
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.configuration_utils import PreTrainedConfig
+
+from app.errors import BadBank
+from app.models.checkpoint import (
+    Checkpoint,
+    Source,
+    is_headless,
+    label_names,
+    problem_type,
+    read_checkpoint,
+    read_config,
+)
+from app.weights import geometry
+from app.weights.arena import BASE, Arena
+from app.weights.layout import Layout
+from app.weights.recipe import NAME, RESERVED
+
+log = logging.getLogger(__name__)
+
+VOLATILE_CONFIG = frozenset(
+    "_name_or_path architectures dtype torch_dtype transformers_version use_cache id2label label2id finetuning_task"
+    " gradient_checkpointing num_labels problem_type initializer_range initializer_factor initializer_cutoff_factor"
+    " output_attentions output_hidden_states return_dict chunk_size_feed_forward name_or_path".split()
+)
+"""Fields that may differ between members without changing what the weights mean. Dropout is another."""
+
+PLACEHOLDER = re.compile(r"LABEL_\d+")
+
+
+@dataclass(frozen=True)
+class BankSpec:
+    """Which members make up a bank."""
+
+    base: Source
+    variants: dict[str, Source] = field(default_factory=dict)
+
+    @classmethod
+    def from_options(cls, base: str, variants: list[str]) -> BankSpec:
+        """From the command line: the base's source, and one `name=source` per variant."""
+        named: dict[str, Source] = {}
+        for option in variants:
+            name, equals, place = option.partition("=")
+            if not equals or not place:
+                raise BadBank(f"--variant {option}: write NAME=FOLDER")
+            if name in named:
+                raise BadBank(f"--variant names {name!r} twice")
+            named[name] = Source.parse(place)
+        return cls(Source.parse(base), named)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> BankSpec:
+        """From a file: `base = "FOLDER"` and a table `[variants]` of `name = "FOLDER"`.
+
+        A source is a string (folder, `org/name`, `org/name@revision`) or a table {source, revision}.
+        Folders are taken relative to the file.
+        """
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise BadBank(f"the bank file {path} cannot be read: {error}") from error
+        unknown = sorted(set(document) - {"base", "variants"})
+        if unknown or "base" not in document:
+            problem = f"unknown entry {unknown[0]!r}" if unknown else "no entry 'base'"
+            raise BadBank(f"{path}: {problem}; a bank file has 'base' and a table [variants]")
+        variants = document.get("variants", {})
+        if not isinstance(variants, dict):
+            raise BadBank(f"{path}: 'variants' must be a table of names and sources")
+        return cls(
+            _source(document["base"], path, BASE),
+            {name: _source(value, path, name) for name, value in variants.items()},
+        )
+
+
+class Bank:
+    """The loaded members. `template` is a model whose buffers are shared by every bound copy of it."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        template: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        labels: list[str],
+        sources: Mapping[str, str],
+    ) -> None:
+        self.arena = arena
+        self.labels = labels
+        self.tokenizer = tokenizer
+        self.config = template.config
+        self.problem_type = problem_type(template.config)
+        self.sources = dict(sources)
+        self.loaded = time.time()
+        self._template = template
+        self._ties = _tied_names(template)
+        self._point(template, arena[BASE])
+        self.fingerprint = self._fingerprint()
+        products = geometry.gram(arena.rows)
+        self.delta_norms = geometry.norms(products).tolist()
+        self.delta_angles = geometry.angles(products).tolist()
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return self.arena.variants
+
+    @property
+    def architecture(self) -> str:
+        return type(self._template).__name__
+
+    @property
+    def device(self) -> torch.device:
+        return self.arena.rows.device
+
+    def bind(self, vector: Tensor) -> PreTrainedModel:
+        """A model whose parameters are views of a flat vector (P,): what is written there later, it runs.
+
+        It owns no weights; only the module objects are new, and buffers belong to the template.
+        """
+        shared = {id(t): t for t in (*self._template.parameters(), *self._template.buffers())}
+        model: PreTrainedModel = copy.deepcopy(self._template, shared)
+        self._point(model, vector)
+        return model
+
+    def _point(self, model: PreTrainedModel, vector: Tensor) -> None:
+        for name, view in self.arena.layout.views(vector).items():
+            parameter = nn.Parameter(view, requires_grad=False)
+            for alias in self._ties[name]:
+                owner, _, leaf = alias.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, parameter)
+
+    def _fingerprint(self) -> str:
+        """SHA-256 over all that decides an answer: weights, names, labels, tokenizer, configuration."""
+        digest = hashlib.sha256(b"tween bank 1\n")
+        about = {
+            "config": _comparable(self.config),
+            "labels": self.labels,
+            "layout": self.arena.layout.describe(),
+            "dtype": str(self.arena.rows.dtype),
+            "tokenizer": _tokenizer_parts(self.tokenizer),
+        }
+        digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+        for name in (BASE, *sorted(self.variants)):
+            digest.update(f"\n{name}\n".encode())
+            digest.update(self.arena[name].cpu().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_bank(spec: BankSpec, device: torch.device) -> Bank:
+    """Read every member, compare them, and lay them side by side in an arena on `device`.
+
+    Raises `BadBank` with one sentence that names the member and the first thing that does not fit.
+    """
+    started = time.perf_counter()
+    _check_names(spec)
+    sources = {BASE: spec.base, **spec.variants}
+    folders = {name: source.folder(name) for name, source in sources.items()}
+    configs = {name: read_config(name, folder) for name, folder in folders.items()}
+    for name in spec.variants:
+        _check_architecture(name, configs[BASE], configs[name])
+    labels = _common_labels(configs)
+
+    base = read_checkpoint(BASE, folders[BASE], labels)
+    if base.tokenizer is None:
+        raise BadBank(f"base: {folders[BASE]} holds no tokenizer")
+    layout = Layout((name, tuple(p.shape)) for name, p in base.model.named_parameters())
+    arena = Arena(layout, tuple(spec.variants), device)
+    owners: dict[str, set[str]] = {name: set() for name, _ in layout.describe()}
+    for parameter in base.tensors:
+        owners[parameter].add(BASE)
+    arena.add(BASE, base.tensors)
+    for name in spec.variants:
+        variant = read_checkpoint(name, folders[name], labels)
+        _check_tensors(variant, layout)
+        if variant.tokenizer is not None:
+            _check_tokenizer(name, base.tokenizer, variant.tokenizer)
+        arena.add(name, _aligned(variant, labels))
+        for parameter in variant.tensors:
+            owners[parameter].add(name)
+    for parameter, having in owners.items():
+        if not having:
+            raise BadBank(f"no member holds {parameter}; at least one must be a trained classifier")
+    arena.share({parameter: frozenset(having) for parameter, having in owners.items()})
+
+    base.model.config.problem_type = next(c for c in configs.values() if not is_headless(c)).problem_type
+    base.model.config.id2label = dict(enumerate(labels))
+    base.model.config.label2id = {label: index for index, label in enumerate(labels)}
+    base.model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
+    bank = Bank(arena, base.model, base.tokenizer, labels, {name: s.shown for name, s in sources.items()})
+    log.info("bank loaded: %s, %.1f s", ", ".join(arena.names), time.perf_counter() - started)
+    return bank
+
+
+def _check_names(spec: BankSpec) -> None:
+    for name in spec.variants:
+        if not NAME.fullmatch(name):
+            raise BadBank(f"variant name {name!r}: use letters, digits, '_' and '-'")
+        if name in RESERVED:
+            raise BadBank(f"variant name {name!r} has a meaning of its own in recipes; choose another")
+
+
+def _comparable(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a configuration that decide what its weights mean."""
+    return {
+        key: value for key, value in config.to_dict().items() if key not in VOLATILE_CONFIG and "dropout" not in key
+    }
+
+
+def _check_architecture(name: str, base: PreTrainedConfig, variant: PreTrainedConfig) -> None:
+    if base.model_type != variant.model_type:
+        raise BadBank(f"{name}: model_type is {variant.model_type!r}, the base's is {base.model_type!r}")
+    ours, theirs = _comparable(base), _comparable(variant)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise BadBank(
+                f"{name}: another architecture: {key} is {theirs.get(key)!r}, the base's is {ours.get(key)!r}"
+            )
+
+
+def _common_labels(configs: Mapping[str, PreTrainedConfig]) -> list[str]:
+    """The label names in the base's order (the first variant's, where the base has no head)."""
+    with_head = {name: config for name, config in configs.items() if not is_headless(config)}
+    if not with_head:
+        raise BadBank("no member is a sequence classifier; at least one must have a trained head")
+    first, *others = with_head
+    labels = label_names(with_head[first])
+    if len({label.casefold() for label in labels}) != len(labels):
+        raise BadBank(f"{first}: two labels have the same name: {', '.join(labels)}")
+    kind = problem_type(with_head[first])
+    for name in others:
+        theirs = label_names(with_head[name])
+        _label_order(name, theirs, labels, first)
+        if problem_type(with_head[name]) != kind:
+            raise BadBank(f"{name}: problem_type is {problem_type(with_head[name])}, {first}'s is {kind}")
+    return labels
+
+
+def _label_order(name: str, theirs: list[str], ours: list[str], ours_from: str) -> list[int]:
+    """For each of our labels, its index among theirs; raises with the first label that has no partner."""
+    indices = {label.casefold(): index for index, label in enumerate(theirs)}
+    for label in ours:
+        if label.casefold() not in indices:
+            raise BadBank(f"{name}: no label {label!r}, which {ours_from} has; labels: {', '.join(theirs)}")
+    if len(theirs) != len(ours):
+        surplus = next(label for label in theirs if label.casefold() not in {o.casefold() for o in ours})
+        raise BadBank(f"{name}: label {surplus!r} is unknown to {ours_from}, whose labels are {', '.join(ours)}")
+    return [indices[label.casefold()] for label in ours]
+
+
+def _check_tensors(variant: Checkpoint, layout: Layout) -> None:
+    theirs = {name: tuple(p.shape) for name, p in variant.model.named_parameters()}
+    for name, shape in layout.describe():
+        if theirs.pop(name, None) != shape:
+            raise BadBank(f"{variant.member}: tensor {name} is absent or not of shape {shape} as in the base")
+    if theirs:
+        raise BadBank(f"{variant.member}: tensor {next(iter(theirs))} is unknown to the base")
+
+
+def _aligned(variant: Checkpoint, labels: list[str]) -> dict[str, Tensor]:
+    """The variant's tensors with the rows of its head in the order of `labels`.
+
+    Heads are compared by the names of their labels: blended in another order they mix classes.
+    """
+    tensors = variant.tensors
+    if variant.labels is None:
+        return tensors
+    order = _label_order(variant.member, variant.labels, labels, BASE)
+    if order == list(range(len(labels))):
+        return tensors
+    head = _output_layer(variant.model, len(labels))
+    for name in (f"{head}.weight", f"{head}.bias"):
+        if name in tensors:
+            tensors[name] = tensors[name][order]
+    return tensors
+
+
+def _output_layer(model: PreTrainedModel, labels: int) -> str:
+    """The name of the layer that gives the logits: the last linear one outside the encoder."""
+    encoder = model.base_model_prefix + "."
+    names: list[str] = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels and not name.startswith(encoder)
+    ]
+    return names[-1]
+
+
+def _tokenizer_parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What decides which tokens a text becomes; padding and truncation are settings of the moment."""
+    parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    for volatile in ("padding", "truncation", "version"):
+        parts.pop(volatile, None)
+    return parts
+
+
+def _check_tokenizer(name: str, base: PreTrainedTokenizerFast, variant: PreTrainedTokenizerFast) -> None:
+    ours, theirs = base.get_vocab(), variant.get_vocab()
+    for token, index in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != index:
+            raise BadBank(
+                f"{name}: another tokenizer: token {token!r} is {theirs.get(token, 'absent')}, the base's is {index}"
+            )
+    if len(theirs) > len(ours):
+        surplus = next(token for token in theirs if token not in ours)
+        raise BadBank(f"{name}: another tokenizer: token {surplus!r} is unknown to the base")
+    our_parts, their_parts = _tokenizer_parts(base), _tokenizer_parts(variant)
+    for part in sorted(our_parts.keys() | their_parts.keys()):
+        if our_parts.get(part) != their_parts.get(part):
+            raise BadBank(f"{name}: another tokenizer: its {part} differs from the base's")
+
+
+def _tied_names(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Each parameter's name with all names under which the same tensor stands in the model."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return names
+
+
+def _source(value: object, path: Path, member: str) -> Source:
+    if isinstance(value, str):
+        source = Source.parse(value)
+    elif isinstance(value, dict) and isinstance(value.get("source"), str) and set(value) <= {"source", "revision"}:
+        source = Source(value["source"], value.get("revision"))
+    else:
+        raise BadBank(f"{path}: {member} must be a folder or hub name, or {{source, revision}}")
+    beside = path.parent / source.place
+    return Source(str(beside), None) if beside.is_dir() else source

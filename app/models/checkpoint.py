@@ -1,0 +1,256 @@
+"""A Hugging Face folder, found, read and written: safetensors only, no code from it, nothing random in it.
+
+Every refusal names the member, the place and the first thing that is wrong. The weights are copied out of
+the files, because a mapped file that somebody truncates later would kill the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.configuration_utils import PreTrainedConfig
+
+from app.errors import BadBank
+from app.weights.layout import Layout
+
+log = logging.getLogger(__name__)
+
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SERVED = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "deberta-v2", "modernbert")
+"""Values of `model_type` whose blends are tested against transformers."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a member comes from: a folder, or a hub name with an optional revision."""
+
+    place: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """`FOLDER`, `org/name` or `org/name@revision`."""
+        if Path(text).expanduser().exists():
+            return cls(text)
+        place, _, revision = text.partition("@")
+        return cls(place, revision or None)
+
+    def __str__(self) -> str:
+        return f"{self.place}@{self.revision}" if self.revision else self.place
+
+    @property
+    def shown(self) -> str:
+        """For replies: the hub name, or the folder's own name without the path that leads to it."""
+        path = Path(self.place).expanduser()
+        return path.name if path.is_dir() else str(self)
+
+    def folder(self, member: str) -> Path:
+        """The folder on this machine; a hub name is downloaded first."""
+        path = Path(self.place).expanduser()
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise BadBank(f"{member}: {path} is a file; give the folder that holds config.json")
+        if path.is_absolute() or self.place.startswith((".", "~")) or self.place.count("/") > 1:
+            raise BadBank(f"{member}: there is no folder {path}")
+        try:
+            return Path(snapshot_download(self.place, revision=self.revision, allow_patterns=HUB_FILES))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadBank(
+                f"{member}: there is no folder {self.place}, and the hub does not give it either: {reason}"
+            ) from error
+
+
+@dataclass
+class Checkpoint:
+    """One member, read: the model that transformers made of it, and which of its parameters are real."""
+
+    member: str
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast | None
+    missing: frozenset[str]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters that the files hold, by name."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if name not in self.missing}
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Label names in the order of the logits; None for an encoder without a head."""
+        return None if is_headless(self.model.config) else label_names(self.model.config)
+
+
+def read_config(member: str, folder: Path) -> PreTrainedConfig:
+    """The model's configuration; raises `BadBank` if it is absent, broken, or of a kind not served."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BadBank(f"{member}: {folder} holds no config.json")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        kind = raw.get("model_type")
+        if kind not in SERVED:
+            raise BadBank(f"{member}: model_type is {kind!r}; served: {', '.join(SERVED)}")
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, AttributeError, OSError) as error:
+        raise BadBank(f"{member}: {path} cannot be read: {error}") from error
+    return config
+
+
+def label_names(config: PreTrainedConfig) -> list[str]:
+    """Label names in the order of the logits."""
+    names: dict[int, str] = config.id2label  # type: ignore[assignment]  # transformers makes the keys int
+    return [names[index] for index in sorted(names)]
+
+
+def is_headless(config: PreTrainedConfig) -> bool:
+    """Whether the folder holds a bare encoder, whose classification head would be random."""
+    return not any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def problem_type(config: PreTrainedConfig) -> str:
+    """What the logits mean: `single_label_classification`, `multi_label_classification` or `regression`.
+
+    A configuration that does not say is read as transformers reads it when it trains.
+    """
+    default = "regression" if len(label_names(config)) == 1 else "single_label_classification"
+    kind: str | None = config.problem_type
+    return kind or default
+
+
+def read_checkpoint(member: str, folder: Path, labels: list[str]) -> Checkpoint:
+    """Read the weights of a member whose head, if it has one, gives these labels (in its own order).
+
+    Raises `BadBank` for pickles, broken or incomplete files, and numbers that are not finite.
+    """
+    _check_files(member, folder)
+    config = read_config(member, folder)
+    if is_headless(config):
+        # Without this, transformers would give it a head of two labels named LABEL_0 and LABEL_1.
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # the report tells which, and _check_report refuses
+            output_loading_info=True,
+        )
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise BadBank(f"{member}: {folder} cannot be loaded: {_first_line(error)}") from error
+    _check_report(member, model, report)
+    missing = frozenset(report["missing_keys"])
+    checkpoint = Checkpoint(member, folder, model.eval(), read_tokenizer(member, folder), missing)
+    for name, tensor in checkpoint.tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadBank(f"{member}: {name} holds a number that is not finite")
+    return checkpoint
+
+
+def read_tokenizer(member: str, folder: Path) -> PreTrainedTokenizerFast | None:
+    """The folder's tokenizer; None if it holds none (a variant may leave it to the base)."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise BadBank(f"{member}: the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise BadBank(f"{member}: the tokenizer in {folder} has no tokenizer.json; save it with a fast tokenizer")
+    return tokenizer
+
+
+def safetensors_stream(layout: Layout, vector: Tensor, metadata: Mapping[str, str]) -> tuple[int, Iterator[bytes]]:
+    """A flat vector (P,) as a safetensors file: its length in bytes, and the file piece by piece.
+
+    Format: 8 bytes of header length, little-endian, a JSON header, then the tensors without gaps
+    (https://github.com/huggingface/safetensors#format). Saved as model.safetensors beside the base's
+    config.json, `from_pretrained` loads it.
+    """
+    kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[vector.dtype]
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for place in layout.places:
+        start, end = end, end + (place.stop - place.start) * vector.element_size()
+        header[place.name] = {"dtype": kind, "shape": place.shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+
+    def pieces() -> Iterator[bytes]:
+        yield len(encoded).to_bytes(8, "little") + encoded
+        for place in layout.places:
+            yield vector[place.start : place.stop].cpu().view(torch.uint8).numpy().tobytes()
+
+    return 8 + len(encoded) + end, pieces()
+
+
+def _check_files(member: str, folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise BadBank(f"{member}: {folder} is an adapter; merge it into its base and save the whole model")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise BadBank(
+                f"{member}: {folder} holds its weights in {pickles[0]}, a pickle, which is never loaded; "
+                "save them as model.safetensors"
+            )
+        raise BadBank(f"{member}: {folder} holds no .safetensors file")
+    for path in files:
+        if not path.is_file():
+            raise BadBank(f"{member}: {path} is not a regular file")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BadBank(f"{member}: {path} is not a sound safetensors file: {_first_line(error)}") from error
+
+
+def _check_report(member: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuse what transformers would only report: missing weights become random numbers."""
+    encoder = model.base_model_prefix + "."
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
+    if mismatched:
+        raise BadBank(f"{member}: {mismatched[0]} has another shape than config.json says")
+    headless = is_headless(model.config)
+    lost = sorted(
+        name for name in report["missing_keys"] if not headless or (name.startswith(encoder) and ".pooler." not in name)
+    )
+    if lost:
+        raise BadBank(f"{member}: the weights lack {lost[0]}, which config.json promises")
+    surplus = sorted(
+        name for name in report["unexpected_keys"] if name.startswith(encoder) and "position_ids" not in name
+    )
+    if surplus:
+        raise BadBank(f"{member}: the weights hold {surplus[0]}, which config.json does not know")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,149 @@
+"""Recipe to weights: a member's own row, else the ladder, else the merge method."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from app.cache.memory import Blend, MemoryTier
+from app.cache.tiers import Ladder, Stored
+from app.errors import MemberBlend, UnknownBlend
+from app.models.bank import Bank
+from app.weights.arena import BASE
+from app.weights.methods import METHODS
+from app.weights.recipe import MICRO, Recipe
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights (P,) ready to run: their key, where they came from, and what getting them took."""
+
+    key: str
+    recipe: Recipe
+    vector: Tensor
+    source: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A blend as `GET /v1/blends` shows it. Times are in seconds; `hits` counts this process's memory tier."""
+
+    key: str
+    recipe: str
+    bytes: int
+    tiers: list[str]
+    hits: int
+    age: float
+    in_use: int
+
+
+class Blends:
+    """The weights of every recipe on one bank."""
+
+    def __init__(self, bank: Bank, ladder: Ladder, compute: Executor) -> None:
+        self._bank = bank
+        self._ladder = ladder
+        self._compute = compute
+        self._members = {self.key(recipe): (recipe, name) for recipe, name in _member_recipes(bank)}
+
+    def key(self, recipe: Recipe) -> str:
+        return recipe.key(self._bank.fingerprint)
+
+    @asynccontextmanager
+    async def lease(self, recipe: Recipe) -> AsyncIterator[Weights]:
+        """The recipe's weights, which nobody overwrites while the context is open."""
+        key = self.key(recipe)
+        if key in self._members:
+            # The ends of a path are rows of the arena: bit-equal to what was loaded, and never built.
+            yield Weights(key, recipe, self._bank.arena[self._members[key][1]], MemoryTier.name, 0.0)
+            return
+
+        async def build(slot: Tensor) -> None:
+            await asyncio.get_running_loop().run_in_executor(self._compute, self._build, recipe, slot)
+
+        async with self._ladder.lease(key, recipe.text, build) as lease:
+            yield Weights(key, recipe, lease.blend.vector, lease.source, lease.milliseconds)
+
+    def _build(self, recipe: Recipe, slot: Tensor) -> None:
+        METHODS[recipe.method](self._bank.arena, recipe.weights, slot)
+
+    async def tiers(self, key: str) -> list[str]:
+        """Names of the tiers that hold this blend."""
+        if key in self._members:
+            return [MemoryTier.name]
+        memory = [self._ladder.memory.name] if self._ladder.memory.peek(key) else []
+        return memory + [tier.name for tier in self._ladder.further if await tier.find(key)]
+
+    async def cached(self) -> list[Cached]:
+        """All blends that lie in a tier, most recently used first, then those that only lie further away."""
+        shown = {blend.key: _in_memory(blend) for blend in reversed(self._ladder.memory.blends())}
+        for tier in self._ladder.further:
+            for stored in await tier.stored():
+                known = shown.setdefault(stored.key, _stored(stored))
+                known.tiers.append(tier.name)
+        return list(shown.values())
+
+    async def find(self, key: str) -> Cached:
+        """One cached blend; raises `UnknownBlend`."""
+        if key in self._members:
+            recipe, _ = self._members[key]
+            age = time.time() - self._bank.loaded
+            return Cached(key, recipe.text, self._bank.arena.row_bytes, [MemoryTier.name], 0, age, 0)
+        blend = self._ladder.memory.peek(key)
+        shown = _in_memory(blend) if blend else None
+        for tier in self._ladder.further:
+            stored = await tier.find(key)
+            if stored:
+                shown = shown or _stored(stored)
+                shown.tiers.append(tier.name)
+        if shown is None:
+            raise _unknown(key)
+        return shown
+
+    async def delete(self, key: str) -> list[str]:
+        """Take a blend out of every tier; gives the tiers that held it, raises `UnknownBlend` if none did."""
+        if key in self._members:
+            raise MemberBlend(f"blend {key!r} is {self._members[key][0].text}, a member of the bank; it stays loaded")
+        held = await self._ladder.delete(key)
+        if not held:
+            raise _unknown(key)
+        return held
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What each tier of this process has counted, and what was built."""
+        memory = self._ladder.memory
+        further = {tier.name: tier.counters() for tier in self._ladder.further}
+        return {memory.name: memory.counters(), **further, "build": {"builds": self._ladder.builds}}
+
+    async def shared_state(self) -> Literal["ok", "degraded", "none"]:
+        """Whether the tiers beyond this process answer; `none` if there are none."""
+        if not self._ladder.further:
+            return "none"
+        return "ok" if all([await tier.ping() for tier in self._ladder.further]) else "degraded"
+
+
+def _member_recipes(bank: Bank) -> list[tuple[Recipe, str]]:
+    """The recipes whose weights are a row of the arena: the base, and each variant at t = 1."""
+    return [(Recipe(()), BASE), *((Recipe(((name, MICRO),)), name) for name in bank.variants)]
+
+
+def _in_memory(blend: Blend) -> Cached:
+    age = time.time() - blend.created
+    return Cached(blend.key, blend.recipe, blend.bytes, [MemoryTier.name], blend.hits, age, blend.pins)
+
+
+def _stored(stored: Stored) -> Cached:
+    age = time.time() - stored.created
+    return Cached(stored.key, stored.recipe, stored.bytes, [], 0, age, 0)
+
+
+def _unknown(key: str) -> UnknownBlend:
+    return UnknownBlend(f"no blend {key[:64]!r} is cached; GET /v1/blends lists those that are")

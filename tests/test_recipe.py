@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import BadRecipe, TweenError, UnknownVariant
+from app.weights.recipe import Cookbook
+
+COOKBOOK = Cookbook(["airline", "finance"])
+LONE = Cookbook(["finance"])
+
+SAME = [
+    ("base", ["base", "finance@0", "finance@-0", "finance@0.0000001", "base..finance@0", {"t": {}}, " base "]),
+    ("finance@1", ["finance", "finance@1", "finance@1.000", "airline..finance@1", {"variant": "finance"}]),
+    (
+        "finance@0.4",
+        [
+            "finance@0.40",
+            "finance@.4",
+            "finance@4e-1",
+            "linear:finance@0.4",
+            "finance@0.4+airline@0",
+            "base..finance@0.4",
+            "finance..base@0.6",
+            {"variant": "finance", "t": 0.4},
+            {"t": {"finance": 0.4, "airline": 0}},
+            {"method": "linear", "t": {"finance": 0.4}},
+            {"from": "base", "t": {"finance": 0.4}},
+        ],
+    ),
+    (
+        "airline@0.6+finance@0.4",
+        [
+            "airline..finance@0.4",
+            "finance@0.4+airline@0.6",
+            {"from": "airline", "t": {"finance": 0.4}},
+            {"from": "airline", "variant": "finance", "t": 0.4},
+        ],
+    ),
+    ("airline@0.2+finance@0.3", ["finance@0.3+airline@0.2", {"t": {"finance": 0.3, "airline": 0.2}}]),
+    ("finance@-0.5", ["finance@-0.5", "finance@-.5"]),
+    ("airline@-1+finance@2", ["airline..finance@2"]),
+]
+
+
+@pytest.mark.parametrize(("canonical", "spellings"), SAME)
+def test_spellings_of_the_same_weights_are_one_recipe_with_one_key(canonical: str, spellings: list[object]) -> None:
+    recipes = [COOKBOOK.read(spelling) for spelling in spellings]
+    assert {recipe.text for recipe in recipes} == {canonical}
+    assert len({recipe.key("bank") for recipe in recipes}) == 1
+
+
+def test_keys_differ_by_recipe_and_by_bank() -> None:
+    keys = {COOKBOOK.read(text).key("bank") for text, _ in SAME}
+    assert len(keys) == len(SAME)
+    assert COOKBOOK.read("finance@0.4").key("another bank") not in keys
+
+
+def test_weights_of_members_add_up_to_one_exactly() -> None:
+    assert COOKBOOK.read("airline..finance@0.4").weights == {"airline": 0.6, "finance": 0.4}
+    assert COOKBOOK.read("finance@0.3+airline@0.2").weights == {"base": 0.5, "airline": 0.2, "finance": 0.3}
+    assert COOKBOOK.read("finance").weights == {"finance": 1.0}
+    assert COOKBOOK.read("base").weights == {"base": 1.0}
+
+
+def test_with_one_variant_a_t_alone_is_enough() -> None:
+    assert LONE.read({"t": 0.4}).text == "finance@0.4"
+    with pytest.raises(BadRecipe, match="does not say of which variant; loaded: base, airline, finance"):
+        COOKBOOK.read({"t": 0.4})
+
+
+REFUSED = [
+    ("agnry@0.4", UnknownVariant, "no variant 'agnry'; loaded: base, airline, finance"),
+    ({"variant": "agnry", "t": 1}, UnknownVariant, "no variant 'agnry'; loaded: base, airline, finance"),
+    ({"variant": ["finance"], "t": 1}, UnknownVariant, "no variant"),
+    ("finance@abc", BadRecipe, "t is 'abc'"),
+    ("finance@nan", BadRecipe, "t is 'nan'"),
+    ("finance@inf", BadRecipe, "t is 'inf'"),
+    ("finance@", BadRecipe, "t is ''"),
+    ("finance@0.4@0.5", BadRecipe, "t is '0.4@0.5'"),
+    ("finance@٣", BadRecipe, "must be a number"),
+    ({"variant": "finance", "t": math.nan}, BadRecipe, "finite number from -1.0 to 2.0"),
+    ({"variant": "finance", "t": math.inf}, BadRecipe, "finite number from -1.0 to 2.0"),
+    ({"variant": "finance", "t": 1e9}, BadRecipe, "out of bounds; it may go from -1.0 to 2.0"),
+    ({"variant": "finance", "t": 10**400}, BadRecipe, "out of bounds"),
+    ({"variant": "finance", "t": True}, BadRecipe, "must be a number"),
+    ({"variant": "finance", "t": "0.4"}, BadRecipe, "must be a number"),
+    ({"variant": "finance", "t": {"finance": 0.4}}, BadRecipe, "not both"),
+    ("finance@1e9", BadRecipe, "out of bounds"),
+    ("finance@1e999999999", BadRecipe, "out of bounds"),
+    ("finance@2.000001", BadRecipe, "out of bounds"),
+    ("finance@0.1+finance@0.2", BadRecipe, "twice"),
+    ("finance..finance@0.2", BadRecipe, "two different ends"),
+    ("base@0.4", BadRecipe, "'base' stands alone"),
+    ("base+finance@0.4", BadRecipe, "'base' stands alone"),
+    ({"t": {"base": 0.4}}, BadRecipe, "'base' takes no t"),
+    ({"variant": "base", "t": 0.4}, BadRecipe, "'base' takes no t"),
+    ({"from": "airline", "t": {}}, BadRecipe, "one variant to go to, not 0"),
+    ({"from": 3, "t": {"finance": 1}}, BadRecipe, "'from' is 3"),
+    ({"to": "finance"}, BadRecipe, "field 'to' is unknown; known: from, method, t, variant"),
+    ({}, BadRecipe, "neither t nor a variant"),
+    ("", BadRecipe, "empty"),
+    ("+", UnknownVariant, "no variant ''"),
+    ("finance+" * 500, BadRecipe, "characters"),
+    (3, BadRecipe, "a recipe is a text"),
+    (None, BadRecipe, "a recipe is a text"),
+    ("slerp:finance@0.4", BadRecipe, "method 'slerp' is not served by this version yet; served: linear"),
+    ("ties:finance@0.5+airline@0.5;density=0.3", BadRecipe, "method 'ties' is not served by this version yet"),
+    ({"method": "dare", "t": {"finance": 0.4}}, BadRecipe, "method 'dare' is not served by this version yet"),
+    ("mix:finance@0.4", BadRecipe, "no method 'mix'; served: linear"),
+    ("finance@0.4;temperature=1.3", BadRecipe, "parameter 'temperature'"),
+    ("finance@0.1:0.9", BadRecipe, "over the layers"),
+    ("finance@auto", BadRecipe, "automatic t"),
+    ("finance@auto:entropy", BadRecipe, "automatic t"),
+    ("@prod", BadRecipe, "names an alias"),
+    ("exp:tone", BadRecipe, "names an experiment"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "error", "sentence"), REFUSED, ids=lambda value: str(value)[:30])
+def test_a_refusal_says_what_was_asked_and_what_would_do(
+    recipe: object, error: type[TweenError], sentence: str
+) -> None:
+    with pytest.raises(error) as refusal:
+        COOKBOOK.read(recipe)
+    assert sentence in str(refusal.value)
+    assert len(str(refusal.value)) < 300
+
+
+def test_bounds_can_be_narrowed() -> None:
+    narrow = Cookbook(["finance"], low=0, high=1)
+    assert narrow.read("finance@1").text == "finance@1"
+    with pytest.raises(BadRecipe, match="from 0 to 1"):
+        narrow.read("finance@1.01")
+
+
+t_values = st.floats(-1, 2).map(lambda t: round(t, 6))
+
+
+@given(st.dictionaries(st.sampled_from(["airline", "finance"]), t_values))
+def test_canonical_text_and_json_read_back_as_the_same_recipe(t: dict[str, float]) -> None:
+    recipe = COOKBOOK.read({"t": t})
+    assert COOKBOOK.read(recipe.text) == recipe
+    assert COOKBOOK.read({"t": recipe.t_by_variant}) == recipe
+    assert math.isclose(sum(recipe.weights.values()), 1, abs_tol=1e-9)
+
+
+@given(st.text() | st.text("abcfinance@+-.:;=0123456789e ", max_size=40))
+def test_any_text_is_a_recipe_or_a_sentence(text: str) -> None:
+    try:
+        assert COOKBOOK.read(text).text
+    except TweenError as error:
+        assert str(error)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["t", "variant", "from", "method", "x"]), json_values))
+def test_any_json_is_a_recipe_or_a_sentence(recipe: dict[str, object]) -> None:
+    try:
+        assert json.dumps(COOKBOOK.read(recipe).t_by_variant)
+    except TweenError as error:
+        assert str(error)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.cache.memory import MemoryTier
+from app.cache.tiers import Ladder, Lease, Stored
+
+
+class DictTier:
+    """A further tier in a dict, at the seam that tiers share."""
+
+    name = "dict"
+
+    def __init__(self) -> None:
+        self.vectors: dict[str, Tensor] = {}
+        self.gets = 0
+
+    async def get(self, key: str, out: Tensor) -> bool:
+        self.gets += 1
+        await asyncio.sleep(0)
+        if key not in self.vectors:
+            out.fill_(torch.nan)
+            return False
+        out.copy_(self.vectors[key])
+        return True
+
+    async def put(self, key: str, recipe: str, vector: Tensor) -> None:
+        await asyncio.sleep(0.01)
+        self.vectors[key] = vector.clone()
+
+    async def delete(self, key: str) -> bool:
+        return self.vectors.pop(key, None) is not None
+
+    async def find(self, key: str) -> Stored | None:
+        return Stored(key, key, 64, 0.0, None) if key in self.vectors else None
+
+    async def stored(self) -> list[Stored]:
+        return [Stored(key, key, 64, 0.0, None) for key in self.vectors]
+
+    async def ping(self) -> bool:
+        return True
+
+    def counters(self) -> dict[str, int]:
+        return {"gets": self.gets}
+
+
+class World:
+    """A ladder over two slots and a dict, and a build that counts itself."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryTier(2 * 64, 64, lambda: torch.zeros(16))
+        self.further = DictTier()
+        self.ladder = Ladder(self.memory, [self.further])
+        self.builds = 0
+        self.fails = False
+
+    def building(self, value: float) -> Callable[[Tensor], Awaitable[None]]:
+        async def build(slot: Tensor) -> None:
+            self.builds += 1
+            await asyncio.sleep(0.02)
+            if self.fails:
+                raise RuntimeError("no memory")
+            slot.fill_(value)
+
+        return build
+
+    async def use(self, key: str, value: float = 1.0, hold: float = 0.0) -> str:
+        async with self.ladder.lease(key, key, self.building(value)) as lease:
+            await asyncio.sleep(hold)
+            assert (lease.blend.vector == value).all()
+            return lease.source
+
+    def pins(self) -> int:
+        return sum(blend.pins for blend in self.memory.blends())
+
+
+def run(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        world = World()
+        await scenario(world)
+        await world.ladder.settle()
+        assert world.pins() == 0
+
+    asyncio.run(main())
+
+
+def test_memory_then_the_further_tier_then_the_build() -> None:
+    async def scenario(world: World) -> None:
+        assert await world.use("a") == "built"
+        assert await world.use("a") == "memory"
+        await world.ladder.settle()
+        world.memory.delete("a")
+        assert await world.use("a") == "dict"
+        assert await world.use("a") == "memory"
+        assert world.builds == 1
+
+    run(scenario)
+
+
+def test_a_hundred_callers_of_one_cold_blend_share_one_build() -> None:
+    async def scenario(world: World) -> None:
+        sources = await asyncio.gather(*(world.use("a", hold=0.005) for _ in range(100)))
+        assert set(sources) == {"built"} and world.builds == 1 and world.further.gets == 1
+
+    run(scenario)
+
+
+def test_callers_who_hang_up_leave_no_pin_and_do_not_stop_the_others() -> None:
+    async def scenario(world: World) -> None:
+        callers = [asyncio.create_task(world.use("a")) for _ in range(10)]
+        await asyncio.sleep(0.005)
+        for caller in callers[:9]:
+            caller.cancel()
+        assert await callers[9] == "built"
+        assert await world.use("a") == "memory" and world.builds == 1
+
+    run(scenario)
+
+
+def test_a_build_goes_on_when_all_who_wait_hang_up() -> None:
+    async def scenario(world: World) -> None:
+        caller = asyncio.create_task(world.use("a"))
+        await asyncio.sleep(0.005)
+        caller.cancel()
+        await asyncio.sleep(0.05)
+        assert await world.use("a") == "memory" and world.builds == 1
+
+    run(scenario)
+
+
+def test_a_failed_build_fails_its_callers_and_is_tried_again() -> None:
+    async def scenario(world: World) -> None:
+        world.fails = True
+        results = await asyncio.gather(*(world.use("a") for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(result, RuntimeError) for result in results) and world.builds == 1
+        world.fails = False
+        assert await world.use("a") == "built"
+
+    run(scenario)
+
+
+def test_more_blends_than_slots_are_all_right_in_the_end() -> None:
+    async def scenario(world: World) -> None:
+        values = [float(i % 7) for i in range(200)]
+        sources = await asyncio.gather(*(world.use(str(value), value) for value in values))
+        assert set(sources) <= {"built", "memory", "dict"}
+        assert world.memory.counters()["slots"] == 2
+
+    run(scenario)
+
+
+def test_delete_takes_a_blend_out_of_every_tier() -> None:
+    async def scenario(world: World) -> None:
+        await world.use("a")
+        assert await world.ladder.delete("a") == ["memory", "dict"]
+        assert await world.ladder.delete("a") == []
+        assert await world.use("a") == "built"
+
+    run(scenario)
+
+
+def test_delete_waits_for_the_build_under_way() -> None:
+    async def scenario(world: World) -> None:
+        caller = asyncio.create_task(world.use("a"))
+        await asyncio.sleep(0.005)
+        assert await world.ladder.delete("a") == ["memory", "dict"]
+        assert await caller == "built"
+        assert world.memory.peek("a") is None and not world.further.vectors
+
+    run(scenario)
+
+
+def test_a_ladder_without_further_tiers_builds() -> None:
+    async def scenario() -> Lease:
+        memory = MemoryTier(128, 64, lambda: torch.zeros(16))
+
+        async def build(slot: Tensor) -> None:
+            slot.fill_(3)
+
+        async with Ladder(memory).lease("a", "a", build) as lease:
+            return lease
+
+    assert asyncio.run(scenario()).source == "built"
+
+
+@pytest.mark.parametrize("hold", [0.0, 0.03])
+def test_cancelling_at_any_moment_leaves_no_pin(hold: float) -> None:
+    async def scenario(world: World) -> None:
+        for i in range(40):
+            caller = asyncio.create_task(world.use(str(i % 3), float(i % 3), hold))
+            await asyncio.sleep(i / 1000)
+            caller.cancel()
+            await asyncio.gather(caller, return_exceptions=True)
+        await asyncio.sleep(0.1)
+
+    run(scenario)
