@@ -75,12 +75,15 @@ def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Excepti
 
 async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitStack) -> Engine:
     """Load the bank and join everything that serves it; what must be closed is given to `resources`."""
-    bank = await asyncio.to_thread(load_bank, spec, device_of(settings.device))
-    cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
-
-    # One thread owns the processor: torch uses all cores inside it. Another one tokenizes beside it, in Rust.
+    # One thread owns the processor and does all of torch's work, loading included: each thread that ever runs a
+    # parallel operation keeps OpenMP workers of its own, and with more workers than cores OpenMP lets them sleep
+    # between operations, which makes a forward pass a third slower. Another thread tokenizes beside it, in Rust.
     compute = resources.enter_context(ThreadPoolExecutor(1, "tween-compute"))
     tokenizing = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
+
+    loop = asyncio.get_running_loop()
+    bank = await loop.run_in_executor(compute, load_bank, spec, device_of(settings.device))
+    cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
 
     memory = MemoryTier(settings.memory_tier_mib * MIB, bank.arena.row_bytes, bank.arena.new_vector)
     ladder = Ladder(memory, await redis_tiers(settings, bank, resources))

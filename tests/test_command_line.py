@@ -1,0 +1,141 @@
+"""The command `tween` as a user runs it: a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app import __version__
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEN_")}
+    inherited.pop("REDIS_URL", None)
+    return inherited | extra
+
+
+def tween(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(**extra), check=False)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    running: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str, **extra: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "app", *arguments]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(**extra)
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@contextmanager
+def ready(process: subprocess.Popen[str], port: int) -> Iterator[httpx.Client]:
+    """A client of the service, once it is ready."""
+    deadline = time.monotonic() + 60
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            try:
+                if client.get("/readyz").status_code == 200:
+                    yield client
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+    raise AssertionError("the service did not become ready")
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def test_version_and_help() -> None:
+    assert tween("--version").stdout.strip() == f"tween {__version__}"
+    help_text = tween("--help").stdout
+    assert "serve" in help_text and "demo" in help_text
+
+
+def test_serve_answers_with_a_private_redis_and_ends_on_sigterm(start: Start, folders: Path, port: int) -> None:
+    process = start(
+        "serve",
+        "--base",
+        str(folders / "base"),
+        "--variant",
+        f"angry={folders / 'angry'}",
+        "--port",
+        str(port),
+    )
+    with ready(process, port) as client:
+        assert client.get("/readyz").json()["redis"] == "ok"
+        reply = client.post("/v1/predict", json={"texts": "thanks", "recipe": {"t": 0.4}}).json()
+        assert reply["recipe"] == "angry@0.4" and reply["source"] == "built"
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    socket_path = re.search(r"on (/\S+redis\.sock)", log)
+    assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in log
+    assert socket_path is not None and not Path(socket_path.group(1)).exists()
+
+
+def test_serve_reads_a_bank_file_from_the_environment(start: Start, folders: Path, port: int, redis_url: str) -> None:
+    process = start("serve", TWEEN_BANK=str(folders / "bank.toml"), TWEEN_PORT=str(port), REDIS_URL=redis_url)
+    with ready(process, port) as client:
+        assert [variant["name"] for variant in client.get("/v1/bank").json()["variants"]] == ["angry", "polite"]
+
+
+REFUSED = [
+    (["serve"], {}, "nothing to serve"),
+    (["serve", "--variant", "a=b"], {}, "--variant needs --base"),
+    (["serve", "--base", "x", "--variant", "a"], {}, "write NAME=FOLDER"),
+    (["serve", "--base", "x", "--bank", "y"], {}, "either --bank or --base"),
+    (["serve", "--bank", "/nowhere/bank.toml"], {}, "cannot be read"),
+    (["serve", "--base", "/nowhere/model"], {}, "base: there is no folder /nowhere/model"),
+    (["serve", "--base", "x"], {"TWEEN_PRT": "1"}, "TWEEN_PRT is no setting; settings: "),
+    (["serve", "--base", "{base}"], {"TWEEN_DEVICE": "abacus"}, "no device 'abacus'"),
+    (["serve", "--base", "{base}"], {"REDIS_URL": "http://cache"}, "REDIS_URL is not a redis://"),
+    (["serve", "--base", "{base}"], {"TWEEN_DEFAULT_RECIPE": "odd@1"}, "no variant 'odd'; loaded: base"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "extra", "sentence"), REFUSED, ids=[case[2][:30] for case in REFUSED])
+def test_what_cannot_be_served_is_one_sentence_and_status_2(
+    folders: Path, port: int, arguments: list[str], extra: dict[str, str], sentence: str
+) -> None:
+    filled = [argument.format(base=folders / "base") for argument in arguments]
+    done = tween(*filled, **{"TWEEN_PORT": str(port), "TWEEN_LOG_LEVEL": "error", **extra})
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("tween: ") and sentence in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_said(folders: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = tween("serve", "--base", str(folders / "base"), "--port", str(taken.getsockname()[1]))
+    assert done.returncode != 0 and "address already in use" in done.stderr
