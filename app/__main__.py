@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from app.models.bank import BankSpec
 
 
+HELLO = """
+The demo will answer on {url} in a moment (documentation: {url}/docs). For example:
+
+  curl {url}/v1/predict -H 'Content-Type: application/json' \\
+    -d '{{"texts": "Order intake fell by 8 percent in the third quarter.", "recipe": "finance@0.4"}}'
+"""
+
+
 def main() -> None:
     """Run a command; what the user got wrong is one sentence and exit status 2."""
     options = _parser().parse_args()
@@ -90,6 +98,7 @@ def _demo(options: argparse.Namespace) -> int:
     if options.only_build:
         print(file)
         return 0
+    print(HELLO.format(url=f"http://{settings.host}:{settings.port}"), flush=True)
     return _run(settings, BankSpec.from_toml(file))
 
 

@@ -49,10 +49,6 @@ class Loading(TweenError):
     retry_after = 2
 
 
-class BadRequest(TweenError):
-    """A request that is malformed on the level of HTTP: no JSON."""
-
-
 class BodyTooLarge(TweenError):
     """A body above the configured limit."""
 

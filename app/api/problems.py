@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 
 from app.errors import (
     BadRecipe,
-    BadRequest,
     BadTexts,
     BodyTooLarge,
     Loading,
@@ -32,7 +31,6 @@ MEDIA_TYPE = "application/problem+json"
 
 # Overload is 429 and never 503: one widely used client repeats a 503 at once and for ever.
 STATUS: dict[type[TweenError], int] = {
-    BadRequest: 400,
     UnknownVariant: 404,
     UnknownBlend: 404,
     MemberBlend: 409,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from app.weights.recipe import Cookbook
 GRID = [step / 10 for step in range(11)]
 
 
-def scores_along_t(file: Path) -> dict[str, dict[float, dict[str, Scores]]]:
+def scores_along_t(file: Path, grid: Sequence[float] = GRID) -> dict[str, dict[float, dict[str, Scores]]]:
     """For each variant and each t: scores on its own test texts, on general ones, and on both together."""
     bank = load_bank(BankSpec.from_toml(file), torch.device("cpu"))
     classifier = Classifier(bank)
@@ -32,7 +33,7 @@ def scores_along_t(file: Path) -> dict[str, dict[float, dict[str, Scores]]]:
         rows = encoder.encode([e.text for e in own + general])
         labels = torch.tensor([e.label for e in own + general])
         result[variant] = {}
-        for t in GRID:
+        for t in grid:
             METHODS["linear"](bank.arena, cookbook.read({"variant": variant, "t": t}).weights, slot)
             logits = torch.cat([classifier.logits(slot, rows[i : i + 256]) for i in range(0, len(rows), 256)])
             result[variant][t] = {
