@@ -60,7 +60,9 @@ def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Excepti
     async def start(app: FastAPI, resources: AsyncExitStack) -> None:
         try:
             app.state.engine = await build_engine(settings, spec, resources)
-        except (TweenError, OSError, RuntimeError) as error:
+        except Exception as error:
+            if not isinstance(error, TweenError | OSError):
+                log.exception("the bank cannot be served")
             on_failure(error)
 
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
