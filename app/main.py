@@ -30,12 +30,14 @@ from app.models.tokens import TextEncoder
 from app.serving.batcher import Batcher
 from app.serving.blends import Blends
 from app.serving.engine import Engine
+from app.serving.scheduler import Scheduler, measure
 from app.settings import Settings
 from app.weights.recipe import Cookbook
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+WARM_UP = ["The first pass is the slowest, and tells what a token costs on this machine."] * 8
 
 DESCRIPTION = """
 Text classification from the weights *between* models: `theta(t) = (1 - t) * base + t * variant`.
@@ -87,19 +89,20 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
     bank = await loop.run_in_executor(compute, load_bank, spec, device_of(settings.device))
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
 
-    memory = MemoryTier(settings.memory_tier_mib * MIB, bank.arena.row_bytes, bank.arena.new_vector)
+    encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
+    classifier = Classifier(bank)
+    costs = await loop.run_in_executor(compute, measure, bank, classifier, encoder.encode(WARM_UP))
+    slots = max(2, settings.memory_tier_mib * MIB // bank.arena.row_bytes)
+    memory = MemoryTier(await loop.run_in_executor(compute, bank.arena.new_slots, slots))
     ladder = Ladder(memory, await redis_tiers(settings, bank, resources))
     resources.push_async_callback(ladder.settle)
-    blends = Blends(bank, ladder, compute)
-    classifier = Classifier(bank)
+    blends = Blends(bank, ladder, Scheduler(costs), compute, can_mix=classifier.mixes)
     batcher = Batcher(classifier, len(bank.labels), compute, settings.batch_tokens, settings.queue_rows)
     running = asyncio.create_task(batcher.run())
     resources.callback(running.cancel)
 
-    encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
     default = cookbook.read(settings.default_recipe)
     engine = Engine(bank, cookbook, blends, batcher, encoder, tokenizing, default, settings.max_texts)
-    await engine.predict(["ready"], default)  # the first forward pass is the slowest; nobody waits for it here
     log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
     return engine
 

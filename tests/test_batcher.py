@@ -15,6 +15,9 @@ from app.models.bank import Bank
 from app.models.classifier import Classifier
 from app.models.tokens import Row, TextEncoder
 from app.serving.batcher import Batcher
+from app.serving.blends import Weights
+from app.weights.methods import METHODS
+from app.weights.recipe import Cookbook
 
 
 class Watched(Classifier):
@@ -30,6 +33,10 @@ class Watched(Classifier):
         if self.fails:
             raise RuntimeError("out of memory")
         return super().logits(vector, rows)
+
+    def mixed(self, weights: Tensor, rows: list[Row]) -> Tensor:  # type: ignore[override]
+        self.sizes.append(len(rows))
+        return super().mixed(weights, rows)
 
 
 def run(
@@ -52,21 +59,40 @@ def rows(bank: Bank) -> list[Row]:
     return TextEncoder(bank.tokenizer, bank.config, 64).encode([f"{'late ' * (i % 9)} order {i}" for i in range(60)])
 
 
-def test_every_caller_gets_the_logits_of_his_own_rows_and_blend(bank: Bank, rows: list[Row]) -> None:
+def weights(bank: Bank, recipe: str, mixed: bool = False) -> Weights:
+    """The weights of a recipe: built into a vector, or to be mixed."""
+    read = Cookbook(bank.variants).read(recipe)
+    if mixed:
+        return Weights("", read, None, bank.arena.weights_of(read.weights), "mixed", 0.0)
+    slot = bank.arena.new_vector()
+    METHODS["linear"](bank.arena, read.weights, slot)
+    return Weights("", read, slot, None, "built", 0.0)
+
+
+def angry(bank: Bank) -> Weights:
+    return weights(bank, "angry")
+
+
+def test_every_caller_gets_the_logits_of_his_own_rows_and_recipe(bank: Bank, rows: list[Row]) -> None:
+    recipes = [f"angry@{i / 20}" for i in range(20)] + [f"polite@{i / 20}+angry@0.1" for i in range(20)]
+    calls = [(rows[i : i + 1 + i % 4], weights(bank, recipe, mixed=i % 3 > 0)) for i, recipe in enumerate(recipes)]
+
     async def scenario(batcher: Batcher, classifier: Watched) -> None:
-        calls = [(rows[i : i + 1 + i % 4], bank.arena.rows[i % 3]) for i in range(50)]
         results = await asyncio.gather(*(batcher.submit(*call) for call in calls))
-        for (mine, vector), result in zip(calls, results, strict=True):
+        for (mine, _), recipe, result in zip(calls, recipes, results, strict=True):
+            vector = weights(bank, recipe).vector
+            assert vector is not None
             torch.testing.assert_close(result.logits, Classifier(bank).logits(vector, mine), rtol=0, atol=1e-5)
             assert result.queue_ms >= 0 and result.forward_ms > 0
-        assert len(classifier.sizes) < len(calls)
+        assert batcher.batches < len(calls) and batcher.rows_mixed and batcher.rows_on_vectors
+        assert batcher.tokens == sum(len(row) for mine, _ in calls for row in mine)
 
     run(bank, scenario)
 
 
 def test_a_batch_keeps_to_its_token_budget(bank: Bank, rows: list[Row]) -> None:
     async def scenario(batcher: Batcher, classifier: Watched) -> None:
-        await batcher.submit(rows, bank.arena["angry"])
+        await batcher.submit(rows, angry(bank))
         assert sum(classifier.sizes) == len(rows) and max(classifier.sizes) <= 16
 
     assert min(len(row) for row in rows) >= 4
@@ -75,7 +101,7 @@ def test_a_batch_keeps_to_its_token_budget(bank: Bank, rows: list[Row]) -> None:
 
 def test_a_row_larger_than_the_budget_still_runs(bank: Bank, rows: list[Row]) -> None:
     async def scenario(batcher: Batcher, classifier: Watched) -> None:
-        await batcher.submit(rows[:3], bank.arena["angry"])
+        await batcher.submit(rows[:3], angry(bank))
         assert classifier.sizes == [1, 1, 1]
 
     run(bank, scenario, tokens=1)
@@ -83,27 +109,27 @@ def test_a_row_larger_than_the_budget_still_runs(bank: Bank, rows: list[Row]) ->
 
 def test_a_full_queue_refuses_and_what_waits_is_served(bank: Bank, rows: list[Row]) -> None:
     async def scenario(batcher: Batcher, classifier: Watched) -> None:
-        accepted = [asyncio.create_task(batcher.submit(rows[:5], bank.arena["angry"])) for _ in range(2)]
+        accepted = [asyncio.create_task(batcher.submit(rows[:5], angry(bank))) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(
             Overloaded, match="10 texts are waiting and 5 more do not fit in the queue of 12"
         ) as refusal:
-            await batcher.submit(rows[:5], bank.arena["angry"])
+            await batcher.submit(rows[:5], angry(bank))
         assert refusal.value.retry_after >= 1
         assert all(len(scored.logits) == 5 for scored in await asyncio.gather(*accepted))
-        await batcher.submit(rows[:5], bank.arena["angry"])
+        await batcher.submit(rows[:5], angry(bank))
 
     run(bank, scenario, rows=12)
 
 
 def test_rows_of_callers_who_left_are_not_run(bank: Bank, rows: list[Row]) -> None:
     async def scenario(batcher: Batcher, classifier: Watched) -> None:
-        callers = [asyncio.create_task(batcher.submit(rows[:1], bank.arena["angry"])) for _ in range(10)]
+        callers = [asyncio.create_task(batcher.submit(rows[:1], angry(bank))) for _ in range(10)]
         await asyncio.sleep(0)
         for caller in callers[1:]:
             caller.cancel()
         await callers[0]
-        await batcher.submit(rows[:1], bank.arena["angry"])
+        await batcher.submit(rows[:1], angry(bank))
         assert sum(classifier.sizes) == 2
 
     run(bank, scenario)
@@ -113,8 +139,8 @@ def test_a_failed_batch_fails_its_callers_and_the_next_one_runs(bank: Bank, rows
     async def scenario(batcher: Batcher, classifier: Watched) -> None:
         classifier.fails = True
         with pytest.raises(RuntimeError, match="out of memory"):
-            await batcher.submit(rows, bank.arena["angry"])
+            await batcher.submit(rows, angry(bank))
         classifier.fails = False
-        assert (await batcher.submit(rows[:2], bank.arena["angry"])).logits.shape == (2, 3)
+        assert (await batcher.submit(rows[:2], angry(bank))).logits.shape == (2, 3)
 
     run(bank, scenario, tokens=64)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pico
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertModel
 
+from app.models import products
 from app.models.bank import Bank, BankSpec, load_bank
+from app.models.checkpoint import Source
 from app.models.classifier import Classifier
 from app.models.tokens import TextEncoder
 from app.weights.methods import METHODS
@@ -60,6 +62,63 @@ def test_the_ends_are_the_members_bit_for_bit(architecture: Path, this_bank: Ban
     served = this_bank.bind(this_bank.arena[member])
     for name, parameter in saved.named_parameters():
         assert torch.equal(served.get_parameter(name), parameter), name
+
+
+def test_rows_with_a_blend_each_have_the_logits_of_their_built_blends(this_bank: Bank) -> None:
+    classifier = Classifier(this_bank)
+    rows = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS * 3)
+    recipes = [*RECIPES, "polite@0.25", "angry@1+polite@1", "angry@0.000001", "polite", "angry@0.9", "base", "angry@2"]
+    weights = [Cookbook(this_bank.variants).read(recipe).weights for recipe in recipes[: len(rows)]]
+    rows = rows[: len(weights)]
+    if not classifier.mixes:
+        return  # this architecture runs through transformers, a blend at a time; the next test tells which do
+    mixed = classifier.mixed(torch.stack([this_bank.arena.weights_of(w) for w in weights]), rows)
+    slot = this_bank.arena.new_vector()
+    for row, w, logits in zip(rows, weights, mixed, strict=True):
+        METHODS["linear"](this_bank.arena, w, slot)
+        torch.testing.assert_close(logits, classifier.logits(slot, [row])[0], rtol=0, atol=2e-5)
+
+
+def test_the_bert_family_runs_packed_and_mixes(this_bank: Bank) -> None:
+    packed = this_bank.config.model_type not in ("deberta-v2", "modernbert")
+    assert Classifier(this_bank).mixes is packed
+
+
+def test_a_text_that_spells_out_the_padding_token(this_bank: Bank, architecture: Path) -> None:
+    row = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(["late <pad> order"])[0]
+    assert this_bank.tokenizer.pad_token_id in row.ids
+    saved = AutoModelForSequenceClassification.from_pretrained(architecture / "angry")
+    with torch.inference_mode():
+        expected = saved(**this_bank.tokenizer("late <pad> order", return_tensors="pt")).logits[0]
+    torch.testing.assert_close(
+        Classifier(this_bank).logits(this_bank.arena["angry"], [row])[0], expected, rtol=0, atol=1e-4
+    )
+
+
+def test_without_onednn_the_answers_are_the_same(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = Classifier(bank)
+    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    weights = torch.tensor([[0.6, 0.4, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5], [0.0, 0.0, 1.0], [0.7, 0.0, 0.3]])
+    before = classifier.logits(bank.arena["angry"], rows), classifier.mixed(weights, rows)
+    monkeypatch.setattr(products, "_ONEDNN", None)
+    after = classifier.logits(bank.arena["angry"], rows), classifier.mixed(weights, rows)
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_a_head_that_only_the_variants_have_is_mixed_as_it_is_built(folders: Path, tmp_path: Path) -> None:
+    BertModel(pico.CONFIGS["bert"]).save_pretrained(tmp_path / "base")
+    pico.tokenizer().save_pretrained(tmp_path / "base")
+    variants = {name: Source(str(folders / name)) for name in ("angry", "polite")}
+    headless = load_bank(BankSpec(Source(str(tmp_path / "base")), variants), torch.device("cpu"))
+    classifier, slot = Classifier(headless), headless.arena.new_vector()
+    rows = TextEncoder(headless.tokenizer, headless.config, 64).encode(TEXTS)
+    recipes = ["base", "angry@0.2", "polite@0.9", "angry@0.3+polite@0.1", "angry@1"]
+    weights = [Cookbook(headless.variants).read(recipe).weights for recipe in recipes]
+    mixed = classifier.mixed(torch.stack([headless.arena.weights_of(w) for w in weights]), rows)
+    for row, w, logits in zip(rows, weights, mixed, strict=True):
+        METHODS["linear"](headless.arena, w, slot)
+        torch.testing.assert_close(logits, classifier.logits(slot, [row])[0], rtol=0, atol=2e-5)
 
 
 def test_a_bound_model_runs_what_is_in_its_slot(bank: Bank) -> None:

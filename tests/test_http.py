@@ -96,6 +96,35 @@ def test_functions_and_top_k(client: httpx.Client) -> None:
     assert best["probabilities"] == {best["label"]: best["probability"]}
 
 
+def test_a_recipe_for_every_text(client: httpx.Client) -> None:
+    recipes = ["angry@0.4", {"variant": "polite", "t": 0.7}, "base", "angry@0.4", "angry..polite@0.5"]
+    texts = [*TEXTS, "ok", TEXTS[0], "late"]
+    reply = predict(client, texts=texts, recipe=recipes)
+    assert reply["recipe"] == ["angry@0.4", "polite@0.7", "base", "angry@0.4", "angry@0.5+polite@0.5"]
+    assert len(set(reply["key"])) == 4 and reply["key"][0] == reply["key"][3]
+    for text, recipe, prediction in zip(texts, reply["recipe"], reply["predictions"], strict=True):
+        (alone,) = predict(client, texts=text, recipe=recipe)["predictions"]
+        assert prediction["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+        assert prediction["t"] == alone["t"]
+    assert predict(client, texts=["ok"], recipe=["angry@0.4"])["recipe"] == ["angry@0.4"]
+
+
+def test_more_recipes_than_slots_in_one_call(serve: Callable[..., Service], spec: BankSpec) -> None:
+    client = serve(spec, memory_tier_mib=1).client
+    recipes = [f"angry@{i / 300}+polite@{1 - i / 300}" for i in range(1, 300)]
+    reply = predict(client, texts=["late order"] * len(recipes), recipe=recipes)
+    assert len({json.dumps(prediction["probabilities"]) for prediction in reply["predictions"]}) > 290
+
+
+def test_a_t_that_never_comes_again_is_mixed_and_one_that_does_is_built(client: httpx.Client) -> None:
+    for i in range(200):
+        last = predict(client, texts="late order", recipe=f"angry@{0.001 * i + 0.0001}")
+    assert last["source"] == "mixed"
+    builds = client.get("/v1/blends").json()["tiers"]["build"]["builds"]
+    sources = [predict(client, texts=["late order"] * 500, recipe="polite@0.5")["source"] for _ in range(50)]
+    assert sources[-1] == "memory" and client.get("/v1/blends").json()["tiers"]["build"]["builds"] <= builds + 1
+
+
 def test_truncation_is_reported(client: httpx.Client) -> None:
     short, long = predict(client, texts=["late", "late " * 20_000])["predictions"]
     assert (short["tokens"], short["truncated"]) == (3, False)
@@ -317,7 +346,11 @@ BAD: list[tuple[str, object, int, str]] = [
     ("a lone surrogate", {"texts": "\ud800"}, 422, "text 0 is not valid Unicode"),
     ("a lone surrogate in the recipe", {"texts": "ok", "recipe": {"\ud800": 1}}, 422, "is unknown"),
     ("an unknown field", {"texts": "ok", "recpie": "base"}, 422, "field 'recpie' is unknown"),
-    ("a recipe that is a list", {"texts": "ok", "recipe": [1]}, 422, "recipe"),
+    ("a recipe list of numbers", {"texts": "ok", "recipe": [1]}, 422, "recipe"),
+    ("fewer recipes than texts", {"texts": ["a", "b", "c"], "recipe": ["base"]}, 422, "3 texts and 1 recipes"),
+    ("more recipes than texts", {"texts": ["a"], "recipe": ["base", "base"]}, 422, "1 texts and 2 recipes"),
+    ("no recipes", {"texts": ["a"], "recipe": []}, 422, "1 texts and 0 recipes"),
+    ("a bad recipe in a list", {"texts": ["a", "b"], "recipe": ["base", "mild@1"]}, 404, "no variant 'mild'"),
     ("an unknown function", {"texts": "ok", "function": "argmax"}, 422, "'softmax', 'sigmoid' or 'none'"),
     ("top_k of 0", {"texts": "ok", "top_k": 0}, 422, "top_k"),
     ("an alias", {"texts": "ok", "recipe": "@prod"}, 422, "names an alias"),

@@ -7,7 +7,7 @@ from app.weights.layout import ALIGNMENT, Layout
 
 def test_places_are_aligned_and_do_not_overlap() -> None:
     layout = Layout([("a", (3, 5)), ("b", ()), ("c", (16,)), ("d", (2,))])
-    ends = [0, *(place.stop for place in layout.places)]
+    ends = [0, *(place.block_stop for place in layout.places)]
     for place, previous in zip(layout.places, ends, strict=False):
         assert place.start % ALIGNMENT == 0
         assert place.start >= previous
@@ -22,3 +22,29 @@ def test_views_share_memory_with_the_vector() -> None:
     assert vector.sum() == 6
     vector[0] = 9
     assert layout.views(vector)["a"][0, 0] == 9
+
+
+LINEAR = [
+    (f"{name}.{part}", (width, 3) if part == "weight" else (width,))
+    for name, width in (("q", 4), ("k", 4), ("v", 2))
+    for part in ("weight", "bias")
+]
+
+
+def test_a_block_is_one_matrix_of_which_each_weight_is_a_view() -> None:
+    layout = Layout([("before", (5,)), *LINEAR, ("after", (5,))], blocks=[("q", "k", "v")])
+    vector = torch.arange(layout.size, dtype=torch.float32)
+    views = layout.views(vector)
+    joined = torch.cat([views[f"{name}.weight"] for name in "qkv"])
+    assert torch.equal(layout.block(vector, ("q", "k", "v"), "weight"), joined.T)
+    assert layout.block(vector, ("q", "k", "v"), "weight").is_contiguous()
+    assert torch.equal(layout.block(vector, ("q", "k", "v"), "bias"), torch.cat([views[f"{n}.bias"] for n in "qkv"]))
+    elements = torch.cat([view.flatten() for view in views.values()]).tolist()
+    assert len(set(elements)) == len(elements) == layout.parameters == 5 + 30 + 10 + 5
+
+
+def test_views_of_a_row_are_in_that_row() -> None:
+    layout = Layout(LINEAR, blocks=[("q", "k", "v")])
+    rows = torch.stack([torch.zeros(layout.size), torch.ones(layout.size)])
+    assert all((view == 1).all() for view in layout.views(rows[1]).values())
+    assert layout.rows_of(rows, "k.bias").tolist() == [[0] * 4, [1] * 4]

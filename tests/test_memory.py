@@ -7,12 +7,10 @@ import torch
 
 from app.cache.memory import MemoryTier
 
-SLOT_BYTES = 64
-
 
 @pytest.fixture
 def tier() -> MemoryTier:
-    return MemoryTier(3 * SLOT_BYTES, SLOT_BYTES, lambda: torch.zeros(16))
+    return MemoryTier(torch.zeros(3, 16))
 
 
 def put(tier: MemoryTier, key: str, pins: int = 0) -> int:
@@ -29,7 +27,7 @@ def keys(tier: MemoryTier) -> list[str]:
 def test_slots_are_reused_and_never_more_than_the_budget(tier: MemoryTier) -> None:
     places = {put(tier, str(i)) for i in range(1000)}
     assert len(places) == 3
-    assert tier.counters()["slots"] == 3 and tier.evictions == 997
+    assert tier.counters() == {"hits": 0, "misses": 0, "evictions": 997, "blends": 3, "slots": 3, "slot_bytes": 64}
 
 
 def test_the_least_recently_used_goes_first(tier: MemoryTier) -> None:
@@ -72,8 +70,15 @@ def test_a_deleted_blend_frees_its_slot_only_when_nobody_uses_it(tier: MemoryTie
     assert put(tier, "d") == place
 
 
-def test_even_a_tiny_budget_holds_two_blends() -> None:
-    assert MemoryTier(1, SLOT_BYTES, lambda: torch.zeros(16)).capacity == 2
+def test_the_next_to_go_is_told_before_it_goes(tier: MemoryTier) -> None:
+    assert tier.has_free_slot and tier.next_to_go() is None
+    put(tier, "a", pins=1)
+    put(tier, "b")
+    put(tier, "c")
+    gone = tier.next_to_go()
+    assert not tier.has_free_slot and gone is not None and gone.key == "b"
+    put(tier, "d")
+    assert keys(tier) == ["a", "c", "d"]
 
 
 def test_hits_and_misses_are_counted(tier: MemoryTier) -> None:

@@ -53,7 +53,7 @@ class World:
     """A ladder over two slots and a dict, and a build that counts itself."""
 
     def __init__(self) -> None:
-        self.memory = MemoryTier(2 * 64, 64, lambda: torch.zeros(16))
+        self.memory = MemoryTier(torch.zeros(2, 16))
         self.further = DictTier()
         self.ladder = Ladder(self.memory, [self.further])
         self.builds = 0
@@ -149,7 +149,7 @@ def test_more_blends_than_slots_are_all_right_in_the_end() -> None:
         values = [float(i % 7) for i in range(200)]
         sources = await asyncio.gather(*(world.use(str(value), value) for value in values))
         assert set(sources) <= {"built", "memory", "dict"}
-        assert world.memory.counters()["slots"] == 2
+        assert world.memory.counters()["blends"] == 2
 
     run(scenario)
 
@@ -177,7 +177,7 @@ def test_delete_waits_for_the_build_under_way() -> None:
 
 def test_a_ladder_without_further_tiers_builds() -> None:
     async def scenario() -> Lease:
-        memory = MemoryTier(128, 64, lambda: torch.zeros(16))
+        memory = MemoryTier(torch.zeros(2, 16))
 
         async def build(slot: Tensor) -> None:
             slot.fill_(3)

@@ -38,7 +38,9 @@ class PredictRequest(BaseModel):
         description="a text, a list of texts, or a list of [text, pair]",
         examples=[["The refund came within a day.", "Third call and still no answer."]],
     )
-    recipe: RecipeField | None = None
+    recipe: RecipeField | list[RecipeField] | None = Field(
+        None, description="what to blend; a list has a recipe for every text, and all run in one batch"
+    )
     top_k: int | None = Field(None, ge=1, description="only the k most probable labels in `probabilities`")
     function: Literal["softmax", "sigmoid", "none"] | None = Field(
         None, description="what turns logits into scores; by default what the bank was trained for"
@@ -82,9 +84,15 @@ class TimingsReply(BaseModel):
 
 class PredictReply(BaseModel):
     predictions: list[PredictionReply]
-    recipe: str = Field(description="the recipe in its canonical text", examples=["finance@0.4"])
-    key: str = Field(description="the blend's name in every cache", examples=["3b1f0c5e9a7d4e21b6c8d0f2a4e6c8b0"])
-    source: Literal["memory", "redis", "built", "mixed"] = Field(description="where the blend came from")
+    recipe: str | list[str] = Field(
+        description="the recipe in its canonical text (a list, if a list was sent)", examples=["finance@0.4"]
+    )
+    key: str | list[str] = Field(
+        description="the blend's name in every cache", examples=["3b1f0c5e9a7d4e21b6c8d0f2a4e6c8b0"]
+    )
+    source: Literal["memory", "redis", "built", "mixed"] = Field(
+        description="where the blend came from; `mixed`: from the members row by row, or from several sources"
+    )
     timings: TimingsReply
 
 
@@ -179,6 +187,12 @@ PREDICT_EXAMPLES: dict[str, Any] = {
         }
     },
     "two variants": {"value": {"texts": ["It does what the box says."], "recipe": "reviews@0.5+service@0.2"}},
+    "a recipe for every text": {
+        "value": {
+            "texts": ["Sales fell by 8 percent.", "Works again, thanks."],
+            "recipe": ["finance@0.6", "service@0.3"],
+        }
+    },
     "between variants": {"value": {"texts": ["Works again, thanks."], "recipe": "reviews..service@0.5"}},
 }
 
@@ -188,9 +202,10 @@ async def predict(
     engine: TheEngine, body: Annotated[PredictRequest, Body(openapi_examples=PREDICT_EXAMPLES)]
 ) -> PredictReply:
     """Classify texts with the weights that the recipe names."""
-    recipe = _recipe(engine, body.recipe)
-    answer = await engine.predict(body.as_list(), recipe, body.function)
-    return _reply(answer, engine.bank.labels, body.top_k)
+    given = body.recipe
+    recipes = [_recipe(engine, one) for one in given] if isinstance(given, list) else _recipe(engine, given)
+    answer = await engine.predict(body.as_list(), recipes, body.function)
+    return _reply(answer, engine.bank.labels, body.top_k, many=isinstance(given, list))
 
 
 @router.get("/bank", tags=["bank"])
@@ -233,7 +248,7 @@ async def build_blend(engine: TheEngine, body: BlendRequest, response: Response)
             recipe=recipe.text,
             source=weights.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
             milliseconds=weights.milliseconds,
-            bytes=weights.vector.numel() * weights.vector.element_size(),
+            bytes=engine.bank.arena.row_bytes,
             tiers=await engine.blends.tiers(weights.key) or ["memory"],
         )
 
@@ -278,8 +293,7 @@ def _cached(blend: Cached) -> CachedReply:
     return CachedReply.model_validate(blend, from_attributes=True)
 
 
-def _reply(answer: Answer, labels: list[str], top_k: int | None) -> PredictReply:
-    t = answer.recipe.t_by_variant
+def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool) -> PredictReply:
     predictions = []
     for prediction in answer.predictions:
         ranked = sorted(zip(labels, prediction.scores, strict=True), key=lambda pair: -pair[1])
@@ -289,15 +303,16 @@ def _reply(answer: Answer, labels: list[str], top_k: int | None) -> PredictReply
                 label=label,
                 probability=probability,
                 probabilities=dict(ranked[:top_k]),
-                t=t,
+                t=prediction.recipe.t_by_variant,
                 tokens=prediction.tokens,
                 truncated=prediction.truncated,
             )
         )
+    recipes = [prediction.recipe.text for prediction in answer.predictions]
     return PredictReply(
         predictions=predictions,
-        recipe=answer.recipe.text,
-        key=answer.key,
+        recipe=recipes if many else recipes[0],
+        key=answer.keys if many else answer.keys[0],
         source=answer.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
         timings=TimingsReply.model_validate(answer.timings, from_attributes=True),
     )

@@ -1,6 +1,6 @@
-"""The nearest tier: finished blends in this process, in slots of one size, within a budget of bytes.
+"""The nearest tier: finished blends in this process, in a fixed number of slots of one size.
 
-A slot is allocated once and reused for ever, because touching fresh memory costs three times what the
+The slots are allocated at start-up and reused for ever, because touching fresh memory costs three times what the
 blend itself costs, and because a fixed number of slots is a fixed amount of memory, whatever is asked for.
 A blend in use is pinned: its slot is neither overwritten nor handed on until the last user lets go.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -38,14 +37,12 @@ class MemoryTier:
 
     name = "memory"
 
-    def __init__(self, budget: int, slot_bytes: int, new_slot: Callable[[], Tensor]) -> None:
-        # Two at least: one blend may be in use while the next is made.
-        self.capacity = max(2, budget // slot_bytes)
-        self.slot_bytes = slot_bytes
+    def __init__(self, slots: Tensor) -> None:
+        """`slots` is (S, P), two at least: one blend may be in use while the next is made."""
+        self.capacity = len(slots)
+        self.slot_bytes = slots.shape[1] * slots.element_size()
         self.hits = self.misses = self.evictions = 0
-        self._new_slot = new_slot
-        self._allocated = 0
-        self._free: list[Tensor] = []
+        self._free: list[Tensor] = list(slots)
         self._blends: OrderedDict[str, Blend] = OrderedDict()
         self._freed = asyncio.Event()
 
@@ -69,8 +66,10 @@ class MemoryTier:
             self._freed.set()
 
     async def take(self) -> Tensor:
-        """A slot (P,) to write a blend into: a free one, a new one within the budget, or the one whose
-        blend was used longest ago. Waits while every slot is in use."""
+        """A slot (P,) to write a blend into: a free one, or the one whose blend was used longest ago.
+
+        Waits while every slot is in use.
+        """
         while True:
             slot = self._try_take()
             if slot is not None:
@@ -81,15 +80,20 @@ class MemoryTier:
     def _try_take(self) -> Tensor | None:
         if self._free:
             return self._free.pop()
-        if self._allocated < self.capacity:
-            self._allocated += 1
-            return self._new_slot()
-        for key, blend in self._blends.items():
-            if blend.pins == 0:
-                del self._blends[key]
-                self.evictions += 1
-                return blend.vector
-        return None
+        blend = self.next_to_go()
+        if blend is None:
+            return None
+        del self._blends[blend.key]
+        self.evictions += 1
+        return blend.vector
+
+    @property
+    def has_free_slot(self) -> bool:
+        return bool(self._free)
+
+    def next_to_go(self) -> Blend | None:
+        """The blend that would make room for another; None if all are in use."""
+        return next((blend for blend in self._blends.values() if blend.pins == 0), None)
 
     def give_back(self, slot: Tensor) -> None:
         """Return a slot that was taken and holds nothing after all."""
@@ -123,12 +127,12 @@ class MemoryTier:
         return True
 
     def counters(self) -> dict[str, int]:
-        """Uses and sizes since the process started; `slots` of `slot_bytes` are allocated, at most `capacity`."""
+        """Uses since the process started; `slots` of `slot_bytes` each, `blends` of them filled."""
         return {
             "hits": self.hits,
             "misses": self.misses,
             "evictions": self.evictions,
-            "slots": self._allocated,
-            "capacity": self.capacity,
+            "blends": len(self._blends),
+            "slots": self.capacity,
             "slot_bytes": self.slot_bytes,
         }

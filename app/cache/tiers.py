@@ -91,6 +91,10 @@ class Ladder:
         self._flights: dict[str, _Flight] = {}
         self._writes: set[asyncio.Task[None]] = set()
 
+    def holds(self, key: str) -> bool:
+        """Whether the blend is in memory, or on its way there."""
+        return self.memory.peek(key) is not None or key in self._flights
+
     @asynccontextmanager
     async def lease(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]]) -> AsyncIterator[Lease]:
         """The blend of that key, pinned while the context is open. `build` fills a slot (P,) on a miss."""

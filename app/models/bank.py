@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import BadBank
+from app.models.architectures import architecture_of
 from app.models.checkpoint import (
     Checkpoint,
     Source,
@@ -110,6 +111,7 @@ class Bank:
         self.labels = labels
         self.tokenizer = tokenizer
         self.config = template.config
+        self.family = architecture_of(template.config)
         self.problem_type = problem_type(template.config)
         self.sources = dict(sources)
         self.loaded = time.time()
@@ -184,9 +186,11 @@ def load_bank(spec: BankSpec, device: torch.device) -> Bank:
     base = read_checkpoint(BASE, folders[BASE], labels)
     if base.tokenizer is None:
         raise BadBank(f"base: {folders[BASE]} holds no tokenizer")
-    layout = Layout((name, tuple(p.shape)) for name, p in base.model.named_parameters())
+    architecture = architecture_of(configs[BASE])
+    shapes = [(name, tuple(p.shape)) for name, p in base.model.named_parameters()]
+    layout = Layout(shapes, architecture.blocks if architecture else ())
     arena = Arena(layout, tuple(spec.variants), device)
-    owners: dict[str, set[str]] = {name: set() for name, _ in layout.describe()}
+    owners: dict[str, set[str]] = {name: set() for name in layout.names}
     for parameter in base.tensors:
         owners[parameter].add(BASE)
     arena.add(BASE, base.tensors)
@@ -270,7 +274,7 @@ def _label_order(name: str, theirs: list[str], ours: list[str], ours_from: str) 
 
 def _check_tensors(variant: Checkpoint, layout: Layout) -> None:
     theirs = {name: tuple(p.shape) for name, p in variant.model.named_parameters()}
-    for name, shape in layout.describe():
+    for name, shape in ((place.name, place.shape) for place in layout.places):
         if theirs.pop(name, None) != shape:
             raise BadBank(f"{variant.member}: tensor {name} is absent or not of shape {shape} as in the base")
     if theirs:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def safetensors_stream(layout: Layout, vector: Tensor, metadata: Mapping[str, st
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for place in layout.places:
-        start, end = end, end + (place.stop - place.start) * vector.element_size()
+        start, end = end, end + prod(place.shape) * vector.element_size()
         header[place.name] = {"dtype": kind, "shape": place.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -206,7 +207,8 @@ def safetensors_stream(layout: Layout, vector: Tensor, metadata: Mapping[str, st
     def pieces() -> Iterator[bytes]:
         yield len(encoded).to_bytes(8, "little") + encoded
         for place in layout.places:
-            yield vector[place.start : place.stop].cpu().view(torch.uint8).numpy().tobytes()
+            tensor = layout.view(vector, place.name).cpu().contiguous()
+            yield tensor.view(-1).view(torch.uint8).numpy().tobytes()
 
     return 8 + len(encoded) + end, pieces()
 

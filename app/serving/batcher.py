@@ -2,7 +2,8 @@
 
 Rows wait in one line. Whenever the processor is free, the batcher takes what waits, up to a budget of
 tokens, and runs it: under low load a text never waits for company, under high load the next batch forms
-while one runs. A batch may hold rows of several blends; each blend's rows run together.
+while one runs. A batch may hold rows of many recipes: those with a finished blend run by blend, and all others
+run in one pass that mixes the members row by row.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from app.errors import Overloaded
 from app.models.classifier import Classifier
 from app.models.tokens import Row
+from app.serving.blends import Weights
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Scored:
 
 @dataclass(eq=False)
 class _Job:
-    """A caller's rows, all with the same weights (P,)."""
+    """A caller's rows, all with the same weights."""
 
     rows: Sequence[Row]
-    vector: Tensor
+    weights: Weights
     done: asyncio.Future[Scored]
     logits: Tensor
     left: int
@@ -58,12 +60,13 @@ class Batcher:
         self._waiting: deque[tuple[_Job, int]] = deque()
         self._arrival = asyncio.Event()
         self._seconds_per_row = 0.0
+        self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = 0
 
     @property
     def waiting_rows(self) -> int:
         return len(self._waiting)
 
-    async def submit(self, rows: Sequence[Row], vector: Tensor) -> Scored:
+    async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
         """Logits of these rows under these weights. Raises `Overloaded` when the line is full."""
         if self._waiting and len(self._waiting) + len(rows) > self._max_rows:
             raise Overloaded(
@@ -72,7 +75,7 @@ class Batcher:
                 retry_after=max(1, round(len(self._waiting) * self._seconds_per_row)),
             )
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        job = _Job(rows, vector, done, torch.empty(len(rows), self._classes), left=len(rows))
+        job = _Job(rows, weights, done, torch.empty(len(rows), self._classes), left=len(rows))
         self._waiting.extend((job, index) for index in range(len(rows)))
         self._arrival.set()
         return await done
@@ -96,6 +99,8 @@ class Batcher:
                     if not job.done.done():
                         job.done.set_exception(error)
                 continue
+            self.batches += 1
+            self.tokens += sum(len(job.rows[index]) for job, index in batch)
             self._learn((time.perf_counter() - started) / len(batch))
             self._finish(batch)
 
@@ -115,14 +120,23 @@ class Batcher:
         return batch
 
     def _forward(self, batch: list[tuple[_Job, int]]) -> None:
-        """On the compute thread: each blend's rows together, results into their jobs."""
-        by_weights: dict[int, list[tuple[_Job, int]]] = {}
+        """On the compute thread: rows with the same vector together, all mixed rows together, results into jobs."""
+        parts: dict[int | None, list[tuple[_Job, int]]] = {}
         for job, index in batch:
-            by_weights.setdefault(job.vector.data_ptr(), []).append((job, index))
-        for part in by_weights.values():
-            logits = self._classifier.logits(part[0][0].vector, [job.rows[index] for job, index in part])
-            for (job, index), row in zip(part, logits, strict=True):
-                job.logits[index] = row
+            vector = job.weights.vector
+            parts.setdefault(None if vector is None else vector.data_ptr(), []).append((job, index))
+        for part in parts.values():
+            rows = [job.rows[index] for job, index in part]
+            for (job, index), logits in zip(part, self._logits(part[0][0].weights, part, rows), strict=True):
+                job.logits[index] = logits
+
+    def _logits(self, weights: Weights, part: list[tuple[_Job, int]], rows: list[Row]) -> Tensor:
+        if weights.vector is not None:
+            self.rows_on_vectors += len(rows)
+            return self._classifier.logits(weights.vector, rows)
+        self.rows_mixed += len(rows)
+        mixes = [job.weights.mix for job, _ in part if job.weights.mix is not None]
+        return self._classifier.mixed(torch.stack(mixes), rows)
 
     def _finish(self, batch: list[tuple[_Job, int]]) -> None:
         now = time.perf_counter()

@@ -16,18 +16,25 @@ from app.cache.memory import Blend, MemoryTier
 from app.cache.tiers import Ladder, Stored
 from app.errors import MemberBlend, UnknownBlend
 from app.models.bank import Bank
+from app.serving.scheduler import Scheduler
 from app.weights.arena import BASE
 from app.weights.methods import METHODS
 from app.weights.recipe import MICRO, Recipe
 
+MIXED = "mixed"
+
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights (P,) ready to run: their key, where they came from, and what getting them took."""
+    """Weights ready to run: their key, where they came from, and what getting them took.
+
+    Either `vector` (P,) holds them, or `mix` (M,) says how to mix them from the members of the arena.
+    """
 
     key: str
     recipe: Recipe
-    vector: Tensor
+    vector: Tensor | None
+    mix: Tensor | None
     source: str
     milliseconds: float
 
@@ -48,32 +55,58 @@ class Cached:
 class Blends:
     """The weights of every recipe on one bank."""
 
-    def __init__(self, bank: Bank, ladder: Ladder, compute: Executor) -> None:
+    def __init__(self, bank: Bank, ladder: Ladder, scheduler: Scheduler, compute: Executor, can_mix: bool) -> None:
+        self.scheduler = scheduler
         self._bank = bank
         self._ladder = ladder
         self._compute = compute
+        self._can_mix = can_mix
         self._members = {self.key(recipe): (recipe, name) for recipe, name in _member_recipes(bank)}
 
     def key(self, recipe: Recipe) -> str:
         return recipe.key(self._bank.fingerprint)
 
     @asynccontextmanager
+    async def use(self, recipe: Recipe, tokens: int) -> AsyncIterator[Weights]:
+        """The recipe's weights for rows of so many tokens: in a vector, or mixed where that is the cheaper way."""
+        key = self.key(recipe)
+        if self._is_for_a_vector(recipe, key, tokens):
+            async with self.lease(recipe) as weights:
+                yield weights
+        else:
+            yield Weights(key, recipe, None, self._bank.arena.weights_of(recipe.weights), MIXED, 0.0)
+
+    def _is_for_a_vector(self, recipe: Recipe, key: str, tokens: int) -> bool:
+        if key in self._members or not self._can_mix:
+            return True
+        expected = self.scheduler.expect(key, tokens)
+        if self._ladder.holds(key):
+            return True
+        if not self.scheduler.pays(expected, members=len(recipe.weights)):
+            return False
+        memory = self._ladder.memory
+        other = memory.next_to_go()
+        return memory.has_free_slot or (other is not None and expected > self.scheduler.heat(other.key))
+
+    @asynccontextmanager
     async def lease(self, recipe: Recipe) -> AsyncIterator[Weights]:
-        """The recipe's weights, which nobody overwrites while the context is open."""
+        """The recipe's weights in a vector (P,), which nobody overwrites while the context is open."""
         key = self.key(recipe)
         if key in self._members:
             # The ends of a path are rows of the arena: bit-equal to what was loaded, and never built.
-            yield Weights(key, recipe, self._bank.arena[self._members[key][1]], MemoryTier.name, 0.0)
+            yield Weights(key, recipe, self._bank.arena[self._members[key][1]], None, MemoryTier.name, 0.0)
             return
 
         async def build(slot: Tensor) -> None:
             await asyncio.get_running_loop().run_in_executor(self._compute, self._build, recipe, slot)
 
         async with self._ladder.lease(key, recipe.text, build) as lease:
-            yield Weights(key, recipe, lease.blend.vector, lease.source, lease.milliseconds)
+            yield Weights(key, recipe, lease.blend.vector, None, lease.source, lease.milliseconds)
 
     def _build(self, recipe: Recipe, slot: Tensor) -> None:
+        started = time.perf_counter()
         METHODS[recipe.method](self._bank.arena, recipe.weights, slot)
+        self.scheduler.built(time.perf_counter() - started)
 
     async def tiers(self, key: str) -> list[str]:
         """Names of the tiers that hold this blend."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ from app.errors import BadTexts
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
-from app.serving.batcher import Batcher
-from app.serving.blends import Blends
+from app.serving.batcher import Batcher, Scored
+from app.serving.blends import MIXED, Blends
 from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe
 
@@ -36,9 +36,10 @@ DEFAULT_FUNCTION = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """Scores (C,) of one text, in the order of the bank's labels."""
+    """Scores (C,) of one text, in the order of the bank's labels, and the recipe of its weights."""
 
     scores: list[float]
+    recipe: Recipe
     tokens: int
     truncated: bool
 
@@ -56,13 +57,22 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions in the order of the texts, and the blend that made them."""
+    """Predictions in the order of the texts, the key of each one's blend, and where the weights came from."""
 
     predictions: list[Prediction]
-    recipe: Recipe
-    key: str
+    keys: list[str]
     source: str
     timings: Timings
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What became of the rows of one recipe."""
+
+    key: str
+    source: str
+    blend_ms: float
+    scored: Scored
 
 
 class Engine:
@@ -89,26 +99,61 @@ class Engine:
         self._tokenizing = tokenizing
         self._max_texts = max_texts
 
-    async def predict(self, texts: Sequence[Text], recipe: Recipe, function: str | None = None) -> Answer:
-        """Classify texts with the blend of a recipe.
+    async def predict(
+        self, texts: Sequence[Text], recipes: Recipe | Sequence[Recipe], function: str | None = None
+    ) -> Answer:
+        """Classify texts with the blend of a recipe, or each with that of its own.
 
         `function` is a key of FUNCTIONS; None takes the one that fits how the bank was trained. Raises
         `BadTexts` for texts that cannot be read and `Overloaded` when too many wait.
         """
         started = time.perf_counter()
         self._check(texts)
+        each = [recipes] * len(texts) if isinstance(recipes, Recipe) else list(recipes)
+        if len(each) != len(texts):
+            raise BadTexts(f"{len(texts)} texts and {len(each)} recipes; a list of recipes has one for every text")
         rows, tokenize = await self._tokenize(texts)
-        async with self.blends.lease(recipe) as weights:
-            scored = await self.batcher.submit(rows, weights.vector)
-        scores = self._scores(scored.logits, function)
-        total = (time.perf_counter() - started) * 1e3
+        logits = torch.empty(len(rows), len(self.bank.labels))
+        by_recipe: dict[Recipe, list[int]] = {}
+        for index, recipe in enumerate(each):
+            by_recipe.setdefault(recipe, []).append(index)
+        parts = await self._run(by_recipe, rows, logits)
         return Answer(
-            [Prediction(s, len(row), row.truncated) for s, row in zip(scores, rows, strict=True)],
-            recipe,
-            weights.key,
-            weights.source,
-            Timings(scored.queue_ms, weights.milliseconds, tokenize, scored.forward_ms, total),
+            [
+                Prediction(scores, recipe, len(row), row.truncated)
+                for scores, recipe, row in zip(self._scores(logits, function), each, rows, strict=True)
+            ],
+            [parts[recipe].key for recipe in each],
+            _common([part.source for part in parts.values()]),
+            Timings(
+                queue=max(part.scored.queue_ms for part in parts.values()),
+                blend=max(part.blend_ms for part in parts.values()),
+                tokenize=tokenize,
+                forward=max(part.scored.forward_ms for part in parts.values()),
+                total=(time.perf_counter() - started) * 1e3,
+            ),
         )
+
+    async def _run(self, by_recipe: Mapping[Recipe, list[int]], rows: list[Row], logits: Tensor) -> dict[Recipe, _Part]:
+        """The rows of each recipe, side by side. Each holds its own blend and no other, so that no two requests can
+        wait for slots that the other one holds; where one is refused, the rest is called off."""
+
+        async def run(recipe: Recipe, indices: list[int]) -> _Part:
+            mine = [rows[index] for index in indices]
+            async with self.blends.use(recipe, sum(len(row) for row in mine)) as weights:
+                scored = await self.batcher.submit(mine, weights)
+            logits[indices] = scored.logits
+            return _Part(weights.key, weights.source, weights.milliseconds, scored)
+
+        if len(by_recipe) == 1:
+            ((recipe, indices),) = by_recipe.items()
+            return {recipe: await run(recipe, indices)}
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {recipe: group.create_task(run(recipe, indices)) for recipe, indices in by_recipe.items()}
+        except* Exception as failures:
+            raise failures.exceptions[0] from None
+        return {recipe: task.result() for recipe, task in tasks.items()}
 
     async def weights_file(self, key: str) -> tuple[int, AsyncIterator[bytes]]:
         """A cached blend as a safetensors file: its length in bytes, and its bytes; raises `UnknownBlend`.
@@ -121,6 +166,7 @@ class Engine:
 
         async def pieces() -> AsyncIterator[bytes]:
             async with self.blends.lease(recipe) as weights:
+                assert weights.vector is not None
                 for piece in safetensors_stream(layout, weights.vector, metadata)[1]:
                     yield piece
 
@@ -151,3 +197,8 @@ class Engine:
         name = function or DEFAULT_FUNCTION[self.bank.problem_type]
         scores: list[list[float]] = FUNCTIONS[name](logits).tolist()
         return scores
+
+
+def _common(sources: Sequence[str]) -> str:
+    """The one source that all parts share, else `mixed`."""
+    return sources[0] if len(set(sources)) == 1 else MIXED
