@@ -123,6 +123,7 @@ def _run(settings: Settings, spec: BankSpec) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=20,
         )
     )

@@ -152,7 +152,7 @@ class DeletedReply(BaseModel):
     tiers: list[str] = Field(description="the tiers that held it")
 
 
-def json_only(request: Request) -> None:
+async def json_only(request: Request) -> None:
     """Refuses a body that does not say that it is JSON, such as curl's default."""
     if request.method not in ("POST", "PUT", "PATCH"):
         return

@@ -13,7 +13,7 @@ from app.errors import Loading
 from app.serving.engine import Engine
 
 
-def engine_of(request: Request) -> Engine:
+async def engine_of(request: Request) -> Engine:
     """The engine of this app; raises `Loading` until the bank is there."""
     engine: Engine | None = request.app.state.engine
     if engine is None:
