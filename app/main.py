@@ -18,7 +18,7 @@ from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis
 
 from app import __version__
-from app.api import middleware, native, probes, problems
+from app.api import metrics, middleware, native, probes, problems
 from app.cache.memory import MemoryTier
 from app.cache.private_redis import PrivateRedis, find_server
 from app.cache.shared import RedisTier, connect
@@ -74,6 +74,7 @@ def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Excepti
     app.add_middleware(middleware.RequestId)
     app.include_router(native.router)
     app.include_router(probes.router)
+    app.include_router(metrics.router)
     return app
 
 

@@ -13,6 +13,7 @@ import pico
 import pytest
 import torch
 from conftest import Service, running
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from transformers import AutoModelForSequenceClassification
 
@@ -282,6 +283,27 @@ def test_probes_tell_loading_from_ready(serve: Callable[..., Service], spec: Ban
     assert service.client.get("/readyz").json()["redis"] == "ok"
 
 
+def test_metrics_show_what_was_done_and_which_way_rows_went(serve: Callable[..., Service], spec: BankSpec) -> None:
+    client = serve(spec).client
+    predict(client, texts=TEXTS, recipe="angry@0.4")
+    for i in range(100):
+        predict(client, texts="ok", recipe=f"angry@{0.001 * i + 0.0001}")
+    reply = client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(reply.text)
+        for sample in family.samples
+    }
+    vector, mixed = samples["tween_rows_total", "vector"], samples["tween_rows_total", "mixed"]
+    assert vector >= 2 and mixed > 50 and vector + mixed == 102
+    assert samples["tween_batches_total",] <= 101 and samples["tween_tokens_total",] > 300
+    assert samples["tween_blends_total", "builds", "build"] >= 1
+    assert 0 < samples["tween_slots", "filled"] <= samples["tween_slots", "all"]
+    assert samples["tween_cost_seconds", "build"] > 0 and samples["tween_cost_seconds", "token"] > 0
+    assert samples["tween_recipe_reuse",] < 0.5 and samples["tween_waiting_rows",] == 0
+
+
 def test_every_route_is_in_the_specification_with_an_example(client: httpx.Client) -> None:
     specification = client.get("/openapi.json").json()
     assert set(specification["paths"]) == {
@@ -291,6 +313,7 @@ def test_every_route_is_in_the_specification_with_an_example(client: httpx.Clien
         "/v1/blends/{key}",
         "/v1/blends/{key}/weights",
         "/livez",
+        "/metrics",
         "/readyz",
     }
     content = specification["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]

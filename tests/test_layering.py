@@ -17,7 +17,7 @@ MAY_KNOW = {
     "serving": {"models", "cache", "weights", "torch"},
     "experiments": {"weights", "redis"},
     "search": {"serving", "weights", "torch"},
-    "api": {"serving", "experiments", "search", "weights", "fastapi", "pydantic", "starlette"},
+    "api": {"serving", "experiments", "search", "weights", "fastapi", "pydantic", "starlette", "prometheus_client"},
     "demo": {"models", "weights", "search", "torch", "transformers", "huggingface_hub", "tqdm"},
 }
 EVERYBODY = {"errors"} | set(sys.stdlib_module_names)

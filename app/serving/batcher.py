@@ -60,7 +60,7 @@ class Batcher:
         self._waiting: deque[tuple[_Job, int]] = deque()
         self._arrival = asyncio.Event()
         self._seconds_per_row = 0.0
-        self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = 0
+        self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
 
     @property
     def waiting_rows(self) -> int:
@@ -69,6 +69,7 @@ class Batcher:
     async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
         """Logits of these rows under these weights. Raises `Overloaded` when the line is full."""
         if self._waiting and len(self._waiting) + len(rows) > self._max_rows:
+            self.refused += 1
             raise Overloaded(
                 f"{len(self._waiting)} texts are waiting and {len(rows)} more do not fit in the queue of "
                 f"{self._max_rows}; try again shortly",

@@ -1,0 +1,71 @@
+"""Prometheus metrics, read from the objects' own counters when somebody asks: nothing is counted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.api.probes import TheEngine
+from app.serving.engine import Engine
+
+router = APIRouter(tags=["probes"])
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(engine: TheEngine) -> Response:
+    """Counters and gauges in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(EngineMetrics(engine))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class EngineMetrics(Collector):
+    """What the engine has done since it started, and what it believes about this machine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._batches()
+        yield from self._tiers()
+        yield from self._scheduler()
+
+    def _batches(self) -> Iterator[Metric]:
+        batcher = self._engine.batcher
+        rows = CounterMetricFamily(
+            "tween_rows", "texts run, on a finished blend (vector) or mixed from the members", labels=["way"]
+        )
+        rows.add_metric(["vector"], batcher.rows_on_vectors)
+        rows.add_metric(["mixed"], batcher.rows_mixed)
+        yield rows
+        yield CounterMetricFamily("tween_batches", "forward passes", value=batcher.batches)
+        yield CounterMetricFamily("tween_tokens", "tokens run", value=batcher.tokens)
+        yield CounterMetricFamily("tween_refused", "requests refused because the queue was full", value=batcher.refused)
+        yield GaugeMetricFamily("tween_waiting_rows", "texts that wait for a forward pass", value=batcher.waiting_rows)
+
+    def _tiers(self) -> Iterator[Metric]:
+        events = CounterMetricFamily("tween_blends", "what happened to blends, by tier", labels=["tier", "event"])
+        sizes = GaugeMetricFamily("tween_slots", "slots for blends in memory, by state", labels=["state"])
+        for tier, counters in self._engine.blends.counters().items():
+            for event, count in counters.items():
+                if event not in ("blends", "slots", "slot_bytes"):
+                    events.add_metric([tier, event], count)
+        memory = self._engine.blends.counters()["memory"]
+        sizes.add_metric(["filled"], memory["blends"])
+        sizes.add_metric(["all"], memory["slots"])
+        yield events
+        yield sizes
+
+    def _scheduler(self) -> Iterator[Metric]:
+        scheduler = self._engine.blends.scheduler
+        costs = GaugeMetricFamily("tween_cost_seconds", "what a build and a token of a pass cost", labels=["of"])
+        costs.add_metric(["build"], scheduler.costs.build)
+        costs.add_metric(["token"], scheduler.costs.token)
+        yield costs
+        yield GaugeMetricFamily(
+            "tween_recipe_reuse", "share of requests that name a recipe seen before", value=scheduler.reuse
+        )
