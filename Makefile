@@ -22,7 +22,7 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev
+bench: .venv/dev .venv/bench
 	$(BIN)/python -m tests.bench
 
 clean:
@@ -35,6 +35,10 @@ clean:
 
 .venv/demo: .venv/torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+.venv/bench: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 .venv/dev: .venv/torch pyproject.toml

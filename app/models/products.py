@@ -1,12 +1,13 @@
 """The matrix work of a forward pass, behind one seam: weights that embed, multiply and normalise.
 
-`Fixed` weights are one vector for all tokens: a member or a finished blend. `Mixed` weights are another
-blend for every token, and nothing is built for them: a linear layer is linear in its weights, so
+`Fixed` weights are one vector for all tokens: a member or a finished blend. `Mixed` weights are another blend for
+every token, and nothing is built for them. Embeddings, linear layers and norms are linear in their parameters, so
 
-    x (sum_m w_m W_m) = sum_m (w_m x) W_m
+    f(x; sum_m w_m theta_m) = sum_m w_m f(x; theta_m)
 
-is one product per member, exact for any number of different blends in one batch, and biases, norms and
-embedding rows are mixed per token. That costs as many products as members take part.
+holds for each of them: every member runs it on the same input, and the outputs are mixed token by token. That is
+exact for any number of different blends in one batch, and costs as many products as members take part. (It holds
+operation by operation, not for the whole network: this is no ensemble.)
 
 Shapes: N tokens, M members, (in, out) a block of linear layers, P weights in a vector.
 """
@@ -24,8 +25,8 @@ from app.weights.arena import Arena
 from app.weights.layout import Layout
 
 Block = Sequence[str]
-Span = tuple[int, int, int]
-"""A member, and the first and one past the last token in which it takes part."""
+Span = tuple[int, slice]
+"""A member, and the tokens in which it takes part."""
 
 
 class Operands(Protocol):
@@ -68,42 +69,47 @@ class Fixed:
 
 
 class Mixed:
-    """A weight of each member for every token, (N, M), over the members of an arena."""
+    """A weight of each member for every token, (N, M), over the members of an arena; each token's add up to 1."""
 
     def __init__(self, arena: Arena, weights: Tensor) -> None:
         self._arena = arena
-        self._layout = arena.layout
+        self._members = [Fixed(arena.layout, row) for row in arena.rows]
         self._weights = weights
         self._spans = _spans(weights)
 
     def embed(self, table: str, index: Tensor) -> Tensor:
-        views = [self._layout.view(self._arena.rows[member], table) for member, _, _ in self._spans]
-        mixed = torch.zeros(len(index), views[0].shape[1], dtype=views[0].dtype, device=index.device)
-        for view, (member, start, stop) in zip(views, self._spans, strict=True):
-            mixed[start:stop].addcmul_(F.embedding(index[start:stop], view), self._weights[start:stop, member, None])
-        return mixed
+        return self._mix(lambda member, part: member.embed(table, index[part]))
 
     def linear(self, block: Block, x: Tensor, activation: str | None = None, add: Tensor | None = None) -> Tensor:
-        weights, spans = self._weights_of(f"{block[0]}.weight")
-        out = weights @ self._layout.block(self._arena.rows, block, "bias")
+        out = self._mix(lambda member, part: member.linear(block, x[part]), f"{block[0]}.weight")
         if add is not None:
             out += add
-        for member, start, stop in spans:
-            part = x[start:stop] * weights[start:stop, member, None]
-            out = accumulate(out, start, stop, part, self._layout.block(self._arena.rows[member], block, "weight"))
         return ACTIVATIONS[activation](out) if activation else out
 
     def norm(self, name: str, x: Tensor, epsilon: float) -> Tensor:
-        scale, shift = (self._layout.rows_of(self._arena.rows, f"{name}.{part}") for part in ("weight", "bias"))
-        plain = F.layer_norm(x, x.shape[-1:], eps=epsilon)
-        return torch.addcmul(self._weights @ shift, plain, self._weights @ scale)
+        return self._mix(lambda member, part: member.norm(name, x[part], epsilon))
 
     def at(self, index: Tensor) -> Operands:
         return Mixed(self._arena, self._weights[index])
 
-    def _weights_of(self, name: str) -> tuple[Tensor, list[Span]]:
+    def _mix(self, run: Callable[[Fixed, slice], Tensor], parameter: str | None = None) -> Tensor:
+        """sum_m w_m run(member m), each member run on the tokens that it takes part in: (N, width)."""
+        weights, spans = self._weights_of(parameter) if parameter else (self._weights, self._spans)
+        (first, part), *others = spans
+        out = run(self._members[first], part)
+        if len(others) == 1 and part == others[0][1]:
+            # Two members everywhere: their weights add up to 1, and one pass mixes what they gave.
+            other, _ = others[0]
+            return out.lerp_(run(self._members[other], part), weights[:, other, None])
+        mixed = torch.zeros(len(weights), out.shape[1], dtype=out.dtype, device=out.device)
+        torch.mul(out, weights[part, first, None], out=mixed[part])
+        for other, part in others:
+            mixed[part].addcmul_(run(self._members[other], part), weights[part, other, None])
+        return mixed
+
+    def _weights_of(self, parameter: str) -> tuple[Tensor, list[Span]]:
         """The weights that hold for a parameter: a head that only some members own is shared among those."""
-        start = self._layout.place(name).block_start
+        start = self._arena.layout.place(parameter).block_start
         for partial in self._arena.partials:
             if partial.start == start:
                 weights = partial.among_owners(self._weights)
@@ -112,12 +118,12 @@ class Mixed:
 
 
 def _spans(weights: Tensor) -> list[Span]:
-    """For each member that takes part anywhere, from which token to which: outside it is not multiplied."""
+    """The members that take part anywhere, each with the tokens outside of which it does not."""
     spans = []
     for member, taking_part in enumerate(weights.ne(0).T):
         tokens = taking_part.nonzero()
         if len(tokens):
-            spans.append((member, int(tokens[0]), int(tokens[-1]) + 1))
+            spans.append((member, slice(int(tokens[0]), int(tokens[-1]) + 1)))
     return spans
 
 
@@ -146,14 +152,3 @@ def product(
     if add is not None:
         out += add
     return ACTIVATIONS[activation](out) if activation else out
-
-
-def accumulate(out: Tensor, start: int, stop: int, x: Tensor, weight: Tensor) -> Tensor:
-    """out with x W added to its rows from start to stop, for x (stop - start, in) and W (in, out)."""
-    if not _by_onednn(x):
-        out[start:stop].addmm_(x, weight)
-        return out
-    if (start, stop) == (0, len(out)):
-        return cast(Tensor, _ONEDNN.binary(x, out, weight.t(), None, "add"))
-    out[start:stop] += _ONEDNN.default(x, weight.t(), None, "none", [], "")
-    return out

@@ -18,7 +18,7 @@ import transformers
 
 from app.demo.build import demo_bank
 from app.models.bank import BankSpec, load_bank
-from tests.bench import blend
+from tests.bench import blend, forward
 from tests.bench.requests import rates
 
 Ways = dict[str, Callable[[], None]]
@@ -53,11 +53,27 @@ def main() -> None:
     for name, (median, low, high) in results.items():
         print(f"| {name} | {median * 1e3:.1f} ({low * 1e3:.1f}-{high * 1e3:.1f}) | {median / copy:.2f} |")
 
-    print("\nRequests per second, one text each (8 to 60 tokens), recipe finance@0.4\n")
+    print("\nTexts per second in process, 8 to 64 tokens, by texts in a batch\n")
+    print("| way | 1 | 8 | 32 | ours / this, 32 |")
+    print("|---|---|---|---|---|")
+    results = list(forward.rates(file))
+    ours = results[0][1]
+    for name, (one, eight, many), _ in results:
+        print(f"| {name} | {one:.0f} | {eight:.0f} | {many:.0f} | {ours[2] / many:.2f} |")
+    spread = max(value for _, _, values in results for value in values)
+    print(f"\nLargest spread over {forward.ROUNDS} rounds, max / min: {spread:.2f}")
+
+    print("\nRequests per second, one text each, recipe finance@0.4\n")
     print("| concurrency | over HTTP | in process | HTTP / in process | transformers, one by one | HTTP / this |")
     print("|---|---|---|---|---|---|")
-    for concurrency, http, inside, plain in rates(file):
+    for concurrency, (http, inside, plain) in rates(file, ["one recipe", "in process", "transformers"], (1, 8, 32)):
         print(f"| {concurrency} | {http:.0f} | {inside:.0f} | {http / inside:.2f} | {plain:.0f} | {http / plain:.2f} |")
+
+    print("\nRequests per second over HTTP, by recipes\n")
+    print("| concurrency | one recipe | 8 recipes | 8 / one | every request its own t | own / one |")
+    print("|---|---|---|---|---|---|")
+    for concurrency, (one, eight, own) in rates(file, ["one recipe", "8 recipes", "every request its own t"], (1, 32)):
+        print(f"| {concurrency} | {one:.0f} | {eight:.0f} | {eight / one:.2f} | {own:.0f} | {own / one:.2f} |")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from app.weights.methods import METHODS
 
 RECIPE = "finance@0.4"
 ROUNDS = 3
-REQUESTS = {1: 100, 8: 240, 32: 480}
+REQUESTS = {1: 150, 8: 300, 32: 640}
 TEXTS = [example.text for name in (corpus.GENERAL, *corpus.DOMAINS) for example in corpus.read(name, "test")]
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -33,12 +35,11 @@ HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\
 Ask = Callable[[str], Awaitable[None]]
 
 
-def rates(file: Path) -> Iterator[tuple[int, float, float, float]]:
-    """For each concurrency: requests per second over HTTP, in process, and by transformers."""
-    for concurrency, count in REQUESTS.items():
-        rounds = [[_measure(way, file, concurrency, count) for way in WAYS] for _ in range(ROUNDS)]
-        http, inside, plain = (statistics.median(values) for values in zip(*rounds, strict=True))
-        yield concurrency, http, inside, plain
+def rates(file: Path, ways: Sequence[str], concurrencies: Sequence[int]) -> Iterator[tuple[int, list[float]]]:
+    """For each concurrency: median requests per second of each way, the ways taking turns."""
+    for concurrency in concurrencies:
+        rounds = [[_measure(way, file, concurrency, REQUESTS[concurrency]) for way in ways] for _ in range(ROUNDS)]
+        yield concurrency, [statistics.median(values) for values in zip(*rounds, strict=True)]
 
 
 def _measure(way: str, file: Path, concurrency: int, count: int) -> float:
@@ -54,7 +55,7 @@ async def _rate(ask: Ask, concurrency: int, count: int) -> float:
         for text in texts:
             await ask(text)
 
-    for text in TEXTS[-8:]:
+    for text in TEXTS[-64:]:  # warm, and what the scheduler has to learn it has learnt
         await ask(text)
     started = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(concurrency)))
@@ -72,14 +73,14 @@ async def _inside(file: Path, concurrency: int, count: int) -> float:
         return await _rate(ask, concurrency, count)
 
 
-async def _http(file: Path, concurrency: int, count: int) -> float:
+async def _http(file: Path, concurrency: int, count: int, recipes: Callable[[], str] = lambda: RECIPE) -> float:
     async with _service(file) as port:
         idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
         async def ask(text: str) -> None:
             # A bare client: a comfortable one would cost the two cores as much as the service.
             reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-            body = json.dumps({"texts": text, "recipe": RECIPE}).encode()
+            body = json.dumps({"texts": text, "recipe": recipes()}).encode()
             writer.write(HEAD % len(body) + body)
             reply = await reader.readuntil(b"\r\n\r\n")
             assert reply.startswith(b"HTTP/1.1 200"), reply
@@ -130,8 +131,20 @@ async def _transformers(file: Path, concurrency: int, count: int) -> float:
     return await _rate(ask, 1, count)
 
 
-WAYS = {"http": _http, "inside": _inside, "transformers": _transformers}
+async def _value(awaitable: Awaitable[float]) -> float:
+    return await awaitable
+
+
+CHOOSER = random.Random(9)
+
+WAYS: dict[str, Callable[[Path, int, int], Awaitable[float]]] = {
+    "one recipe": _http,
+    "8 recipes": partial(_http, recipes=lambda: f"finance@{CHOOSER.randrange(1, 9) / 10}"),
+    "every request its own t": partial(_http, recipes=lambda: f"finance@{CHOOSER.random():.6f}"),
+    "in process": _inside,
+    "transformers": _transformers,
+}
 
 if __name__ == "__main__":
     way, file, concurrency, count = sys.argv[1:]
-    print(asyncio.run(WAYS[way](Path(file), int(concurrency), int(count))))
+    print(asyncio.run(_value(WAYS[way](Path(file), int(concurrency), int(count)))))
