@@ -34,9 +34,9 @@ class Watched(Classifier):
             raise RuntimeError("out of memory")
         return super().logits(vector, rows)
 
-    def mixed(self, weights: Tensor, rows: list[Row]) -> Tensor:  # type: ignore[override]
+    def mixed(self, weights: Tensor, rows: list[Row], slots: list[Tensor]) -> Tensor:  # type: ignore[override]
         self.sizes.append(len(rows))
-        return super().mixed(weights, rows)
+        return super().mixed(weights, rows, slots)
 
 
 def run(

@@ -72,7 +72,17 @@ def test_rows_with_a_blend_each_have_the_logits_of_their_built_blends(this_bank:
     rows = rows[: len(weights)]
     if not classifier.mixes:
         return  # this architecture runs through transformers, a blend at a time; the next test tells which do
-    mixed = classifier.mixed(torch.stack([this_bank.arena.weights_of(w) for w in weights]), rows)
+    # Every third row is on a finished blend of its own, beside the members of the arena.
+    slots = []
+    mixes = torch.zeros(len(rows), 3 + len(rows[::3]))
+    for i, w in enumerate(weights):
+        if i % 3:
+            mixes[i, :3] = this_bank.arena.weights_of(w)
+        else:
+            slots.append(this_bank.arena.new_vector())
+            METHODS["linear"](this_bank.arena, w, slots[-1])
+            mixes[i, 2 + len(slots)] = 1
+    mixed = classifier.mixed(mixes, rows, slots)
     slot = this_bank.arena.new_vector()
     for row, w, logits in zip(rows, weights, mixed, strict=True):
         METHODS["linear"](this_bank.arena, w, slot)
@@ -115,7 +125,12 @@ def test_a_head_that_only_the_variants_have_is_mixed_as_it_is_built(folders: Pat
     rows = TextEncoder(headless.tokenizer, headless.config, 64).encode(TEXTS)
     recipes = ["base", "angry@0.2", "polite@0.9", "angry@0.3+polite@0.1", "angry@1"]
     weights = [Cookbook(headless.variants).read(recipe).weights for recipe in recipes]
-    mixed = classifier.mixed(torch.stack([headless.arena.weights_of(w) for w in weights]), rows)
+    built = headless.arena.new_vector()
+    METHODS["linear"](headless.arena, weights[2], built)
+    mixes = torch.zeros(len(rows), 4)
+    mixes[:, :3] = torch.stack([headless.arena.weights_of(w) for w in weights])
+    mixes[2] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    mixed = classifier.mixed(mixes, rows, [built])
     for row, w, logits in zip(rows, weights, mixed, strict=True):
         METHODS["linear"](headless.arena, w, slot)
         torch.testing.assert_close(logits, classifier.logits(slot, [row])[0], rtol=0, atol=2e-5)

@@ -37,6 +37,11 @@ class Classifier:
         """Whether `mixed` can be called."""
         return self._family is not None
 
+    @property
+    def members(self) -> int:
+        """M, the members of the arena."""
+        return len(self._bank.arena.names)
+
     def logits(self, vector: Tensor, rows: Sequence[Row]) -> Tensor:
         """Logits (B, C) in float32 on the CPU, in the order of `rows`, all with weights (P,)."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -51,8 +56,9 @@ class Classifier:
                     out[indices] = self._padded(self._model(vector), [rows[i] for i in indices]).float().cpu()
         return out
 
-    def mixed(self, weights: Tensor, rows: Sequence[Row]) -> Tensor:
-        """Logits (B, C) as above, where row i has the weights that the members mixed by `weights[i]`, (B, M), give.
+    def mixed(self, weights: Tensor, rows: Sequence[Row], slots: Sequence[Tensor] = ()) -> Tensor:
+        """Logits (B, C) as above, where the weights of row i are the members of the arena and the vectors in `slots`,
+        mixed by `weights[i]`, (B, M + S), which add up to 1.
 
         Nothing is built. Rows of the same members run side by side, so that no product is made for others.
         """
@@ -66,7 +72,7 @@ class Classifier:
         out = torch.empty(len(rows), len(self._bank.labels))
         with torch.inference_mode():
             batch = packed.pack(ordered, self._family, self._reads_types, device)
-            out[order] = packed.forward(self._family, Mixed(arena, by_token), batch).float().cpu()
+            out[order] = packed.forward(self._family, Mixed(arena, slots, by_token), batch).float().cpu()
         return out
 
     def _model(self, vector: Tensor) -> PreTrainedModel:

@@ -6,7 +6,8 @@ every token, and nothing is built for them. Embeddings, linear layers and norms 
     f(x; sum_m w_m theta_m) = sum_m w_m f(x; theta_m)
 
 holds for each of them: every member runs it on the same input, and the outputs are mixed token by token. That is
-exact for any number of different blends in one batch, and costs as many products as members take part. (It holds
+exact for any number of different blends in one batch, and costs as many products as members take part. Rows on finished
+blends ride in the same batch and cost one product each. (It holds
 operation by operation, not for the whole network: this is no ensemble.)
 
 Shapes: N tokens, M members, (in, out) a block of linear layers, P weights in a vector.
@@ -15,6 +16,7 @@ Shapes: N tokens, M members, (in, out) a block of linear layers, P weights in a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -25,8 +27,6 @@ from app.weights.arena import Arena
 from app.weights.layout import Layout
 
 Block = Sequence[str]
-Span = tuple[int, slice]
-"""A member, and the tokens in which it takes part."""
 
 
 class Operands(Protocol):
@@ -69,11 +69,16 @@ class Fixed:
 
 
 class Mixed:
-    """A weight of each member for every token, (N, M), over the members of an arena; each token's add up to 1."""
+    """A weight of each member for every token, (N, M + S); each token's add up to 1.
 
-    def __init__(self, arena: Arena, weights: Tensor) -> None:
+    The members are those of an arena and, beside them, finished blends (`slots`, S of them). A token on a finished
+    blend has weight 1 there and 0 elsewhere, and is not multiplied with anything else.
+    """
+
+    def __init__(self, arena: Arena, slots: Sequence[Tensor], weights: Tensor) -> None:
         self._arena = arena
-        self._members = [Fixed(arena.layout, row) for row in arena.rows]
+        self._slots = slots
+        self._members = [Fixed(arena.layout, vector) for vector in (*arena.rows, *slots)]
         self._weights = weights
         self._spans = _spans(weights)
 
@@ -90,21 +95,21 @@ class Mixed:
         return self._mix(lambda member, part: member.norm(name, x[part], epsilon))
 
     def at(self, index: Tensor) -> Operands:
-        return Mixed(self._arena, self._weights[index])
+        return Mixed(self._arena, self._slots, self._weights[index])
 
     def _mix(self, run: Callable[[Fixed, slice], Tensor], parameter: str | None = None) -> Tensor:
         """sum_m w_m run(member m), each member run on the tokens that it takes part in: (N, width)."""
         weights, spans = self._weights_of(parameter) if parameter else (self._weights, self._spans)
-        (first, part), *others = spans
-        out = run(self._members[first], part)
-        if len(others) == 1 and part == others[0][1]:
+        first, *others = spans
+        out = run(self._members[first.member], first.tokens)
+        if len(others) == 1 and first.tokens == others[0].tokens:
             # Two members everywhere: their weights add up to 1, and one pass mixes what they gave.
-            other, _ = others[0]
-            return out.lerp_(run(self._members[other], part), weights[:, other, None])
+            other = others[0].member
+            return out.lerp_(run(self._members[other], first.tokens), weights[:, other, None])
         mixed = torch.zeros(len(weights), out.shape[1], dtype=out.dtype, device=out.device)
-        torch.mul(out, weights[part, first, None], out=mixed[part])
-        for other, part in others:
-            mixed[part].addcmul_(run(self._members[other], part), weights[part, other, None])
+        _add(mixed, out, first, weights)
+        for span in others:
+            _add(mixed, run(self._members[span.member], span.tokens), span, weights)
         return mixed
 
     def _weights_of(self, parameter: str) -> tuple[Tensor, list[Span]]:
@@ -112,19 +117,41 @@ class Mixed:
         start = self._arena.layout.place(parameter).block_start
         for partial in self._arena.partials:
             if partial.start == start:
-                weights = partial.among_owners(self._weights)
+                members = len(self._arena.names)
+                ours = self._weights[:, :members]
+                shared = partial.among_owners(ours) * ours.any(dim=1, keepdim=True)
+                weights = torch.cat([shared, self._weights[:, members:]], dim=1)
                 return weights, _spans(weights)
         return self._weights, self._spans
 
 
+@dataclass(frozen=True)
+class Span:
+    """A member and the tokens outside of which it takes no part; `alone` if no other member takes part in them."""
+
+    member: int
+    tokens: slice
+    alone: bool
+
+
 def _spans(weights: Tensor) -> list[Span]:
-    """The members that take part anywhere, each with the tokens outside of which it does not."""
+    """The spans of all members that take part anywhere."""
+    taking_part = weights.ne(0)
+    alone = taking_part.sum(dim=1).eq(1)
     spans = []
-    for member, taking_part in enumerate(weights.ne(0).T):
-        tokens = taking_part.nonzero()
-        if len(tokens):
-            spans.append((member, slice(int(tokens[0]), int(tokens[-1]) + 1)))
+    for member in taking_part.any(dim=0).nonzero()[:, 0].tolist():
+        tokens = taking_part[:, member].nonzero()
+        part = slice(int(tokens[0]), int(tokens[-1]) + 1)
+        spans.append(Span(member, part, bool((alone & taking_part[:, member])[part].all())))
     return spans
+
+
+def _add(mixed: Tensor, out: Tensor, span: Span, weights: Tensor) -> None:
+    """Add what a member gave to the mix of all."""
+    if span.alone:
+        mixed[span.tokens] = out  # its weight is 1
+    else:
+        mixed[span.tokens].addcmul_(out, weights[span.tokens, span.member, None])
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}

@@ -2,8 +2,8 @@
 
 Rows wait in one line. Whenever the processor is free, the batcher takes what waits, up to a budget of
 tokens, and runs it: under low load a text never waits for company, under high load the next batch forms
-while one runs. A batch may hold rows of many recipes: those with a finished blend run by blend, and all others
-run in one pass that mixes the members row by row.
+while one runs. A batch may hold rows of many recipes, and all of them run in one pass: each row on its own finished
+blend, or mixed from the members.
 """
 
 from __future__ import annotations
@@ -121,23 +121,29 @@ class Batcher:
         return batch
 
     def _forward(self, batch: list[tuple[_Job, int]]) -> None:
-        """On the compute thread: rows with the same vector together, all mixed rows together, results into jobs."""
-        parts: dict[int | None, list[tuple[_Job, int]]] = {}
-        for job, index in batch:
-            vector = job.weights.vector
-            parts.setdefault(None if vector is None else vector.data_ptr(), []).append((job, index))
-        for part in parts.values():
-            rows = [job.rows[index] for job, index in part]
-            for (job, index), logits in zip(part, self._logits(part[0][0].weights, part, rows), strict=True):
-                job.logits[index] = logits
+        """On the compute thread: the whole batch in one pass, results into their jobs.
 
-    def _logits(self, weights: Weights, part: list[tuple[_Job, int]], rows: list[Row]) -> Tensor:
-        if weights.vector is not None:
-            self.rows_on_vectors += len(rows)
-            return self._classifier.logits(weights.vector, rows)
-        self.rows_mixed += len(rows)
-        mixes = [job.weights.mix for job, _ in part if job.weights.mix is not None]
-        return self._classifier.mixed(torch.stack(mixes), rows)
+        Where the architecture cannot mix, a pass for each vector.
+        """
+        vectors = {_place(job.weights.vector): job.weights.vector for job, _ in batch}
+        if len(vectors) > 1 and not self._classifier.mixes:
+            for place in vectors:
+                self._forward([(job, index) for job, index in batch if _place(job.weights.vector) == place])
+            return
+        rows = [job.rows[index] for job, index in batch]
+        (vector, *others) = vectors.values()
+        if vector is not None and not others:
+            logits = self._classifier.logits(vector, rows)
+        else:
+            slots = [vector for vector in vectors.values() if vector is not None]
+            logits = self._classifier.mixed(
+                _mixes([job.weights for job, _ in batch], slots, self._classifier.members), rows, slots
+            )
+        for (job, index), row in zip(batch, logits, strict=True):
+            job.logits[index] = row
+        mixed = sum(job.weights.mix is not None for job, _ in batch)
+        self.rows_mixed += mixed
+        self.rows_on_vectors += len(batch) - mixed
 
     def _finish(self, batch: list[tuple[_Job, int]]) -> None:
         now = time.perf_counter()
@@ -153,3 +159,20 @@ class Batcher:
         if self._seconds_per_row == 0.0:
             self._seconds_per_row = seconds_per_row
         self._seconds_per_row += 0.1 * (seconds_per_row - self._seconds_per_row)
+
+
+def _place(vector: Tensor | None) -> int:
+    """What tells vectors apart: where they lie; 0 for rows that are mixed from the arena's members."""
+    return 0 if vector is None else vector.data_ptr()
+
+
+def _mixes(weights: Sequence[Weights], slots: Sequence[Tensor], members: int) -> Tensor:
+    """How each row is mixed from the arena's members and from the slots, (B, M + S)."""
+    mixes = torch.zeros(len(weights), members + len(slots))
+    column = {_place(slot): members + i for i, slot in enumerate(slots)}
+    for row, one in zip(mixes, weights, strict=True):
+        if one.mix is not None:
+            row[:members] = one.mix
+        else:
+            row[column[_place(one.vector)]] = 1.0
+    return mixes

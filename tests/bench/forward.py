@@ -19,7 +19,7 @@ from app.models.classifier import Classifier
 from app.models.tokens import Row, TextEncoder
 
 ROUNDS = 3
-TEXTS = 384
+TEXTS = 256
 SIZES = (1, 8, 32)
 
 Run = Callable[[Sequence[Row]], object]

@@ -27,6 +27,8 @@ from app.weights.methods import METHODS
 
 RECIPE = "finance@0.4"
 ROUNDS = 3
+SETTLE = 3.0
+"""Seconds for which a service that has just built its blends is left to write them to Redis."""
 REQUESTS = {1: 150, 8: 300, 32: 640}
 TEXTS = [example.text for name in (corpus.GENERAL, *corpus.DOMAINS) for example in corpus.read(name, "test")]
 
@@ -88,6 +90,9 @@ async def _http(file: Path, concurrency: int, count: int, recipes: Callable[[], 
             await reader.readexactly(int(length.split(b":")[1]))
             idle.append((reader, writer))
 
+        for text in TEXTS[-64:]:
+            await ask(text)
+        await asyncio.sleep(SETTLE)
         rate = await _rate(ask, concurrency, count)
         for _, writer in idle:
             writer.close()
