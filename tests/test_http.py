@@ -117,6 +117,24 @@ def test_more_recipes_than_slots_in_one_call(serve: Callable[..., Service], spec
     assert len({json.dumps(prediction["probabilities"]) for prediction in reply["predictions"]}) > 290
 
 
+def test_more_recipes_than_slots_where_every_blend_must_be_built(
+    serve: Callable[..., Service], tmp_path: Path, redis: Redis
+) -> None:
+    folders = pico.write_bank(tmp_path, "deberta-v2")
+    client = serve(BankSpec.from_toml(folders / "bank.toml"), memory_tier_mib=1).client
+    assert client.get("/v1/blends").json()["tiers"]["memory"]["slots"] < 20
+    recipes = [f"angry@{i / 40}" for i in range(1, 40)]
+    with ThreadPoolExecutor(4) as callers:
+        replies = list(
+            callers.map(lambda _: predict(client, texts=["late order"] * len(recipes), recipe=recipes), range(4))
+        )
+    for reply in replies:
+        for got, expected in zip(reply["predictions"], replies[0]["predictions"], strict=True):
+            assert got["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+    one = predict(client, texts="late order", recipe=recipes[7])["predictions"][0]
+    assert replies[0]["predictions"][7]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
+
+
 def test_a_t_that_never_comes_again_is_mixed_and_one_that_does_is_built(client: httpx.Client) -> None:
     for i in range(200):
         last = predict(client, texts="late order", recipe=f"angry@{0.001 * i + 0.0001}")
