@@ -7,7 +7,7 @@ Architectures that are not here run through transformers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -40,7 +40,7 @@ class Architecture:
     activation: str
     project: str | None = None
     first_position: int = 0
-    padding: int | None = field(default=None)
+    padding: int | None = None
 
     @property
     def blocks(self) -> list[tuple[str, ...]]:
