@@ -35,7 +35,7 @@ from app.cache.tiers import Stored
 log = logging.getLogger(__name__)
 
 CHUNK = 4 * 1024 * 1024
-"""Bytes in a value: with 1 to 4 MiB, sent one by one, other clients wait 8 ms at most (measured)."""
+"""Bytes in a value: while one of a few MiB is sent, other clients wait for milliseconds and not for a whole blend."""
 TIMEOUT = 1.0
 """Seconds for one call, which moves at most one chunk."""
 CONNECT_TIMEOUT = 0.25

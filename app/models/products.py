@@ -157,7 +157,7 @@ def _add(mixed: Tensor, out: Tensor, span: Span, weights: Tensor) -> None:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
 
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-"""oneDNN's product: it takes [in, out] weights as they lie, and is several times faster than torch.addmm below a
+"""oneDNN's product: it takes [in, out] weights as they lie, and is two to three times as fast as torch.addmm below a
 hundred tokens. Its name has an underscore, so it is looked for and not relied on."""
 
 

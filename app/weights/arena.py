@@ -109,7 +109,7 @@ class Arena:
 
 
 def _zeros(shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros, on huge pages where Linux offers them: a blend of 100 million weights is then a third faster."""
+    """Zeros, on huge pages where Linux offers them: a blend walks the whole row, through far fewer pages."""
     made = torch.empty(shape, device=device, dtype=dtype)
     if device.type == "cpu" and sys.platform == "linux":
         page = 4096

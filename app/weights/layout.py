@@ -91,19 +91,11 @@ class Layout:
         """All parameters as views of a flat vector of shape (P,)."""
         return {place.name: self.view(vector, place.name) for place in self.places}
 
-    def rows_of(self, rows: Tensor, name: str) -> Tensor:
-        """A parameter of one dimension in several vectors, (M, width) from (M, P)."""
-        place = self._by_name[name]
-        return rows[:, place.start : place.start + place.shape[0]]
-
     def block(self, vector: Tensor, layers: Sequence[str], part: str) -> Tensor:
-        """The weights [in, sum out] or biases [sum out] of a block of linear layers, as one view.
-
-        Of several vectors at once, (M, P), it gives (M, in, sum out) or (M, sum out).
-        """
+        """The weights [in, sum out] or biases [sum out] of a block of linear layers, as one view of (P,)."""
         first = self._by_name[f"{layers[0]}.{part}"]
-        stretch = vector[..., first.block_start : first.block_stop]
-        return stretch if part == "bias" else stretch.unflatten(-1, (first.shape[1], first.strides[1]))
+        stretch = vector[first.block_start : first.block_stop]
+        return stretch if part == "bias" else stretch.view(first.shape[1], first.strides[1])
 
     def describe(self) -> list[tuple[str, tuple[int, ...], int, tuple[int, ...]]]:
         """Name, shape, start and strides of each parameter: what two layouts must share to be the same."""
