@@ -43,6 +43,12 @@ class Overloaded(TweenError):
         self.retry_after = retry_after
 
 
+class WorkerLost(TweenError):
+    """Processes that computed a batch died of it; the caller may try again."""
+
+    retry_after = 2
+
+
 class Loading(TweenError):
     """The bank is still being loaded."""
 

@@ -7,9 +7,10 @@ then everything but /livez answers 503.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import torch
@@ -23,15 +24,18 @@ from app.cache.memory import MemoryTier
 from app.cache.private_redis import PrivateRedis, find_server
 from app.cache.shared import RedisTier, connect
 from app.cache.tiers import Ladder
-from app.errors import BadBank, TweenError
+from app.errors import BadBank, BadSettings, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
 from app.models.tokens import TextEncoder
 from app.serving.batcher import Batcher
 from app.serving.blends import Blends
+from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
 from app.serving.engine import Engine
 from app.serving.scheduler import Scheduler, measure
+from app.serving.workers import WorkerLane
 from app.settings import Settings
+from app.weights.arena import BASE, Vectors
 from app.weights.recipe import Cookbook
 
 log = logging.getLogger(__name__)
@@ -80,32 +84,59 @@ def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Excepti
 
 async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitStack) -> Engine:
     """Load the bank and join everything that serves it; what must be closed is given to `resources`."""
-    # One thread owns the processor and does all of torch's work, loading included: each thread that ever runs a
-    # parallel operation keeps OpenMP workers of its own, and with more workers than cores OpenMP lets them sleep
-    # between operations, which makes a forward pass a third slower. Another thread tokenizes beside it, in Rust.
-    compute = resources.enter_context(ThreadPoolExecutor(1, "tween-compute"))
+    # One thread of this process does what it does of torch's work, and another one tokenizes, in Rust: each thread
+    # that ever runs a parallel operation keeps threads of OpenMP for itself, which then get into each other's way.
+    torch_thread = resources.enter_context(ThreadPoolExecutor(1, "tween-torch"))
     tokenizing = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
 
     loop = asyncio.get_running_loop()
-    bank = await loop.run_in_executor(compute, load_bank, spec, device_of(settings.device))
+    bank = await loop.run_in_executor(torch_thread, load_bank, spec, device_of(settings.device))
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
-
     encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
-    classifier = Classifier(bank)
-    costs = await loop.run_in_executor(compute, measure, bank, classifier, encoder.encode(WARM_UP))
-    slots = max(2, settings.memory_tier_mib * MIB // bank.arena.row_bytes)
-    memory = MemoryTier(await loop.run_in_executor(compute, bank.arena.new_slots, slots))
-    ladder = Ladder(memory, await redis_tiers(settings, bank, resources))
+
+    count = max(2, settings.memory_tier_mib * MIB // bank.arena.row_bytes)
+    slots = await loop.run_in_executor(torch_thread, bank.arena.new_slots, count)
+    compute = await start_compute(settings, bank, slots, torch_thread, resources)
+    weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
+    costs = await measure(compute, weights, slots.rows[0], encoder.encode(WARM_UP))
+    ladder = Ladder(MemoryTier(slots.rows), await redis_tiers(settings, bank, resources))
     resources.push_async_callback(ladder.settle)
-    blends = Blends(bank, ladder, Scheduler(costs), compute, can_mix=classifier.mixes)
-    batcher = Batcher(classifier, len(bank.labels), compute, settings.batch_tokens, settings.queue_rows)
+    blends = Blends(bank, ladder, Scheduler(costs), compute)
+    batcher = Batcher(compute, len(bank.labels), settings.batch_tokens, settings.queue_rows)
     running = asyncio.create_task(batcher.run())
     resources.callback(running.cancel)
 
     default = cookbook.read(settings.default_recipe)
-    engine = Engine(bank, cookbook, blends, batcher, encoder, tokenizing, default, settings.max_texts)
+    engine = Engine(bank, cookbook, blends, compute, batcher, encoder, tokenizing, default, settings.max_texts)
+    # What the libraries made stays, and a collector that walked it would stop the loop for a tenth of a second.
+    gc.collect()
+    gc.freeze()
+    resources.callback(gc.unfreeze)
     log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
     return engine
+
+
+async def start_compute(
+    settings: Settings, bank: Bank, slots: Vectors, thread: Executor, resources: AsyncExitStack
+) -> Compute:
+    """Worker processes as the settings say; without any, the thread of this process that does torch's work."""
+    classifier = Classifier(bank)
+    cores = usable_cores()
+    workers = settings.workers
+    if workers == "auto":
+        workers = cores if bank.device.type == "cpu" else 0
+    elif workers and bank.device.type != "cpu":
+        raise BadSettings(f"TWEEN_WORKERS: {workers} workers cannot share a bank on {bank.device}; use 0")
+    lanes: list[Lane]
+    if workers:
+        started = [WorkerLane(classifier, slots, threads=max(1, cores // workers)) for _ in range(workers)]
+        for lane in started:
+            resources.push_async_callback(lane.close)
+        await asyncio.gather(*(lane.start() for lane in started))
+        lanes = [*started]
+    else:
+        lanes = [ThreadLane(Machine(classifier, slots), thread)]
+    return Compute(Machine(classifier, slots), lanes)
 
 
 async def redis_tiers(settings: Settings, bank: Bank, resources: AsyncExitStack) -> list[RedisTier]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -25,6 +25,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: str = Field("auto", description="where weights live: auto (a GPU if there is one), cpu, cuda, cuda:1")
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=512)] = Field(
+        "auto",
+        description="processes that compute: auto (one for each core; none on a GPU), or how many; 0 is a thread",
+    )
     default_recipe: str = Field("base", description="the recipe of requests that name none")
     t_low: float = Field(-1.0, le=0, allow_inf_nan=False, description="lowest t that a recipe may name")
     t_high: float = Field(2.0, ge=1, allow_inf_nan=False, description="highest t that a recipe may name")

@@ -69,12 +69,12 @@ class Service:
 
 @contextmanager
 def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[Service]:
-    """A real service on a free port, until the context closes."""
+    """A real service on a free port, until the context closes; without `workers` it computes in a thread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     failures: list[Exception] = []
-    app = create_app(Settings.model_validate(settings), spec, failures.append)
+    app = create_app(Settings.model_validate({"workers": 0, **settings}), spec, failures.append)
     server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, BertModel
 from app.models import products
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
-from app.models.classifier import Classifier
+from app.models.classifier import Classifier, Mix
+from app.models.products import Fixed
 from app.models.tokens import TextEncoder
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
@@ -25,6 +26,18 @@ TEXTS = [
     "x y z",
 ]
 RECIPES = ["base", "angry@0.4", "angry@1", "angry@0.3+polite@0.5", "angry..polite@0.7", "polite@-0.5", "angry@1.5"]
+
+
+def blended(bank: Bank, weights: dict[str, float]) -> Fixed:
+    """The blend of these weights, built."""
+    slot = bank.arena.new_vector()
+    METHODS["linear"](bank.arena, weights, slot)
+    return Fixed(bank.arena.layout, slot)
+
+
+def mix(bank: Bank, weights: dict[str, float]) -> Mix:
+    """The blend of these weights, to be mixed row by row."""
+    return Mix(bank.arena.shares_of(weights))
 
 
 @pytest.fixture(scope="module", params=pico.CONFIGS)
@@ -72,17 +85,9 @@ def test_rows_with_a_blend_each_have_the_logits_of_their_built_blends(this_bank:
     rows = rows[: len(weights)]
     if not classifier.mixes:
         return  # this architecture runs through transformers, a blend at a time; the next test tells which do
-    # Every third row is on a finished blend of its own, beside the members of the arena.
-    slots = []
-    mixes = torch.zeros(len(rows), 3 + len(rows[::3]))
-    for i, w in enumerate(weights):
-        if i % 3:
-            mixes[i, :3] = this_bank.arena.weights_of(w)
-        else:
-            slots.append(this_bank.arena.new_vector())
-            METHODS["linear"](this_bank.arena, w, slots[-1])
-            mixes[i, 2 + len(slots)] = 1
-    mixed = classifier.mixed(mixes, rows, slots)
+    # Every third row is on a finished blend of its own, beside those that are mixed.
+    each = [blended(this_bank, w) if i % 3 == 0 else mix(this_bank, w) for i, w in enumerate(weights)]
+    mixed = classifier.batch(rows, each)
     slot = this_bank.arena.new_vector()
     for row, w, logits in zip(rows, weights, mixed, strict=True):
         METHODS["linear"](this_bank.arena, w, slot)
@@ -108,10 +113,11 @@ def test_a_text_that_spells_out_the_padding_token(this_bank: Bank, architecture:
 def test_without_onednn_the_answers_are_the_same(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = Classifier(bank)
     rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
-    weights = torch.tensor([[0.6, 0.4, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5], [0.0, 0.0, 1.0], [0.7, 0.0, 0.3]])
-    before = classifier.logits(bank.arena["angry"], rows), classifier.mixed(weights, rows)
+    shares = [(0.6, 0.4, 0.0), (0.3, 0.7, 0.0), (0.2, 0.3, 0.5), (0.9, 0.0, 0.1), (0.7, 0.0, 0.3)]
+    mixes = [Mix(one) for one in shares]
+    before = classifier.logits(bank.arena["angry"], rows), classifier.batch(rows, mixes)
     monkeypatch.setattr(products, "_ONEDNN", None)
-    after = classifier.logits(bank.arena["angry"], rows), classifier.mixed(weights, rows)
+    after = classifier.logits(bank.arena["angry"], rows), classifier.batch(rows, mixes)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -125,12 +131,8 @@ def test_a_head_that_only_the_variants_have_is_mixed_as_it_is_built(folders: Pat
     rows = TextEncoder(headless.tokenizer, headless.config, 64).encode(TEXTS)
     recipes = ["base", "angry@0.2", "polite@0.9", "angry@0.3+polite@0.1", "angry@1"]
     weights = [Cookbook(headless.variants).read(recipe).weights for recipe in recipes]
-    built = headless.arena.new_vector()
-    METHODS["linear"](headless.arena, weights[2], built)
-    mixes = torch.zeros(len(rows), 4)
-    mixes[:, :3] = torch.stack([headless.arena.weights_of(w) for w in weights])
-    mixes[2] = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    mixed = classifier.mixed(mixes, rows, [built])
+    each = [blended(headless, w) if i == 2 else mix(headless, w) for i, w in enumerate(weights)]
+    mixed = classifier.batch(rows, each)
     for row, w, logits in zip(rows, weights, mixed, strict=True):
         METHODS["linear"](headless.arena, w, slot)
         torch.testing.assert_close(logits, classifier.logits(slot, [row])[0], rtol=0, atol=2e-5)

@@ -12,7 +12,7 @@ APP = Path(__file__).parent.parent / "app"
 
 MAY_KNOW = {
     "weights": {"torch"},
-    "models": {"weights", "torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"},
+    "models": {"weights", "numpy", "torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"},
     "cache": {"weights", "torch", "safetensors", "redis", "xxhash"},
     "serving": {"models", "cache", "weights", "torch"},
     "experiments": {"weights", "redis"},

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from app.models.bank import Bank
 from app.models.classifier import Classifier
 from app.models.tokens import TextEncoder
 from app.serving import scheduler
+from app.serving.compute import Compute, Machine, ThreadLane
 from app.serving.scheduler import Costs, Scheduler, measure
 
 
@@ -90,6 +94,12 @@ def test_build_costs_are_learnt(chooser: Scheduler) -> None:
 
 
 def test_costs_are_measured_on_this_machine(bank: Bank) -> None:
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(["late order"] * 4)
-    costs = measure(bank, Classifier(bank), rows)
+    async def main() -> Costs:
+        rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(["late order"] * 4)
+        machine = Machine(Classifier(bank), bank.arena.new_slots(1))
+        with ThreadPoolExecutor(1) as thread:
+            compute = Compute(machine, [ThreadLane(machine, thread)])
+            return await measure(compute, {"base": 0.5, "angry": 0.5}, machine.vectors[-1].vector, rows)
+
+    costs = asyncio.run(main())
     assert 0 < costs.build < 1 and 0 < costs.token < 1

@@ -31,6 +31,7 @@ class EngineMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._batches()
+        yield from self._units()
         yield from self._tiers()
         yield from self._scheduler()
 
@@ -46,6 +47,16 @@ class EngineMetrics(Collector):
         yield CounterMetricFamily("tween_tokens", "tokens run", value=batcher.tokens)
         yield CounterMetricFamily("tween_refused", "requests refused because the queue was full", value=batcher.refused)
         yield GaugeMetricFamily("tween_waiting_rows", "texts that wait for a forward pass", value=batcher.waiting_rows)
+
+    def _units(self) -> Iterator[Metric]:
+        compute = self._engine.compute
+        units = GaugeMetricFamily("tween_units", "units of compute (worker processes, or a thread)", labels=["state"])
+        units.add_metric(["idle"], compute.idle)
+        units.add_metric(["all"], compute.units)
+        yield units
+        yield CounterMetricFamily(
+            "tween_worker_restarts", "worker processes that died and were replaced", value=compute.restarts
+        )
 
     def _tiers(self) -> Iterator[Metric]:
         events = CounterMetricFamily("tween_blends", "what happened to blends, by tier", labels=["tier", "event"])

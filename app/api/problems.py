@@ -22,6 +22,7 @@ from app.errors import (
     TweenError,
     UnknownBlend,
     UnknownVariant,
+    WorkerLost,
     WrongContentType,
 )
 
@@ -40,6 +41,7 @@ STATUS: dict[type[TweenError], int] = {
     BadTexts: 422,
     Overloaded: 429,
     Loading: 503,
+    WorkerLost: 503,
 }
 
 
@@ -57,7 +59,7 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     """The reply for a domain error."""
     name = type(error).__name__
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded | Loading) else {}
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded | Loading | WorkerLost) else {}
     body = Problem(
         type=f"urn:tween:{words.replace(' ', '-')}",
         title=words.capitalize(),

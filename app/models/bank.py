@@ -7,7 +7,6 @@ first difference is named in the refusal.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -35,6 +34,7 @@ from app.models.checkpoint import (
     read_checkpoint,
     read_config,
 )
+from app.models.network import Network
 from app.weights import geometry
 from app.weights.arena import BASE, Arena
 from app.weights.layout import Layout
@@ -97,7 +97,7 @@ class BankSpec:
 
 
 class Bank:
-    """The loaded members. `template` is a model whose buffers are shared by every bound copy of it."""
+    """The loaded members. `template` is a model of their architecture."""
 
     def __init__(
         self,
@@ -111,13 +111,12 @@ class Bank:
         self.labels = labels
         self.tokenizer = tokenizer
         self.config = template.config
+        self.network = Network(template, arena.layout)
+        self.network.release(arena[BASE])
         self.family = architecture_of(template.config)
         self.problem_type = problem_type(template.config)
         self.sources = dict(sources)
         self.loaded = time.time()
-        self._template = template
-        self._ties = _tied_names(template)
-        self._point(template, arena[BASE])
         self.fingerprint = self._fingerprint()
         products = geometry.gram(arena.rows)
         self.delta_norms = geometry.norms(products).tolist()
@@ -129,28 +128,15 @@ class Bank:
 
     @property
     def architecture(self) -> str:
-        return type(self._template).__name__
+        return self.network.architecture
 
     @property
     def device(self) -> torch.device:
         return self.arena.rows.device
 
     def bind(self, vector: Tensor) -> PreTrainedModel:
-        """A model whose parameters are views of a flat vector (P,): what is written there later, it runs.
-
-        It owns no weights; only the module objects are new, and buffers belong to the template.
-        """
-        shared = {id(t): t for t in (*self._template.parameters(), *self._template.buffers())}
-        model: PreTrainedModel = copy.deepcopy(self._template, shared)
-        self._point(model, vector)
-        return model
-
-    def _point(self, model: PreTrainedModel, vector: Tensor) -> None:
-        for name, view in self.arena.layout.views(vector).items():
-            parameter = nn.Parameter(view, requires_grad=False)
-            for alias in self._ties[name]:
-                owner, _, leaf = alias.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, parameter)
+        """A transformers model whose parameters are views of a flat vector (P,)."""
+        return self.network.bind(vector)
 
     def _fingerprint(self) -> str:
         """SHA-256 over all that decides an answer: weights, names, labels, tokenizer, configuration."""
@@ -169,8 +155,8 @@ class Bank:
         return digest.hexdigest()
 
 
-def load_bank(spec: BankSpec, device: torch.device) -> Bank:
-    """Read every member, compare them, and lay them side by side in an arena on `device`.
+def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.float32) -> Bank:
+    """Read every member, compare them, and lay them side by side in an arena on `device`, stored as `dtype`.
 
     Raises `BadBank` with one sentence that names the member and the first thing that does not fit.
     """
@@ -189,7 +175,7 @@ def load_bank(spec: BankSpec, device: torch.device) -> Bank:
     architecture = architecture_of(configs[BASE])
     shapes = [(name, tuple(p.shape)) for name, p in base.model.named_parameters()]
     layout = Layout(shapes, architecture.blocks if architecture else ())
-    arena = Arena(layout, tuple(spec.variants), device)
+    arena = Arena(layout, tuple(spec.variants), device, dtype)
     owners: dict[str, set[str]] = {name: set() for name in layout.names}
     for parameter in base.tensors:
         owners[parameter].add(BASE)
@@ -332,15 +318,6 @@ def _check_tokenizer(name: str, base: PreTrainedTokenizerFast, variant: PreTrain
     for part in sorted(our_parts.keys() | their_parts.keys()):
         if our_parts.get(part) != their_parts.get(part):
             raise BadBank(f"{name}: another tokenizer: its {part} differs from the base's")
-
-
-def _tied_names(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Each parameter's name with all names under which the same tensor stands in the model."""
-    first: dict[int, str] = {}
-    names: dict[str, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
-    return names
 
 
 def _source(value: object, path: Path, member: str) -> Source:

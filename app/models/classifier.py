@@ -8,6 +8,7 @@ length, with a model whose parameters are views of the vector. Both give the log
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,71 +16,102 @@ from transformers import PreTrainedModel
 
 from app.models import packed
 from app.models.bank import Bank
-from app.models.products import Fixed, Mixed
+from app.models.products import Blended, Fixed, Operands
 from app.models.tokens import Row
 
 PADDING_TOLERATED = 1.25
 """Rows run together while the longest has at most this many times the tokens of the shortest."""
 
 
+@dataclass(frozen=True)
+class Mix:
+    """Weights that are nowhere: the share of each member of the arena, in the order of its rows."""
+
+    shares: tuple[float, ...]
+
+    @property
+    def section(self) -> tuple[int, ...]:
+        """What rows that are mixed side by side have in common: the members that take part, by number."""
+        return tuple(number for number, share in enumerate(self.shares) if share)
+
+
 class Classifier:
-    """Runs rows through the bank's architecture with any weights of its layout."""
+    """Runs rows through the bank's architecture with any weights of its layout.
+
+    It can be sent to a process that is being started, where it works on the same arena.
+    """
 
     def __init__(self, bank: Bank) -> None:
-        self._bank = bank
+        self.arena = bank.arena
+        self._network = bank.network
         self._family = bank.family
+        self._classes = len(bank.labels)
+        self._members = [self.fixed(row) for row in bank.arena.rows]
         self._bound: dict[int, PreTrainedModel] = {}
         self._pad = bank.tokenizer.pad_token_id or 0
         self._reads_types = "token_type_ids" in bank.tokenizer.model_input_names
 
     @property
     def mixes(self) -> bool:
-        """Whether `mixed` can be called."""
+        """Whether rows can be mixed from members."""
         return self._family is not None
-
-    @property
-    def members(self) -> int:
-        """M, the members of the arena."""
-        return len(self._bank.arena.names)
 
     def logits(self, vector: Tensor, rows: Sequence[Row]) -> Tensor:
         """Logits (B, C) in float32 on the CPU, in the order of `rows`, all with weights (P,)."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        out = torch.empty(len(rows), len(self._bank.labels))
-        with torch.inference_mode():
-            if self._family is not None:
-                batch = packed.pack([rows[i] for i in order], self._family, self._reads_types, self._bank.device)
-                weights = Fixed(self._bank.arena.layout, vector)
-                out[order] = packed.forward(self._family, weights, batch).float().cpu()
-            else:
-                for indices in _of_like_length(order, rows):
-                    out[indices] = self._padded(self._model(vector), [rows[i] for i in indices]).float().cpu()
-        return out
+        return self.batch(rows, [self.fixed(vector)] * len(rows))
 
-    def mixed(self, weights: Tensor, rows: Sequence[Row], slots: Sequence[Tensor] = ()) -> Tensor:
-        """Logits (B, C) as above, where the weights of row i are the members of the arena and the vectors in `slots`,
-        mixed by `weights[i]`, (B, M + S), which add up to 1.
+    def fixed(self, vector: Tensor) -> Fixed:
+        """Weights (P,) ready to run; whoever runs them often keeps what this gives."""
+        return Fixed(self.arena.layout, vector)
 
-        Nothing is built. Rows of the same members run side by side, so that no product is made for others.
+    def batch(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+        """Logits (B, C) in float32 on the CPU, in the order of `rows`, each with weights of its own.
+
+        Rows of one vector run together, and so do rows that are mixed from the same members.
         """
-        assert self._family is not None
-        members = weights.ne(0).tolist()
-        order = sorted(range(len(rows)), key=lambda i: (members[i], len(rows[i])))
-        ordered = [rows[i] for i in order]
-        device, arena = self._bank.device, self._bank.arena
-        lengths = torch.tensor([len(row) for row in ordered])
-        by_token = weights[order].repeat_interleave(lengths, dim=0).to(device, arena.rows.dtype)
-        out = torch.empty(len(rows), len(self._bank.labels))
+        sections: dict[object, list[int]] = {}
+        for i, one in enumerate(weights):
+            sections.setdefault(one.section, []).append(i)
+        out = torch.empty(len(rows), self._classes)
         with torch.inference_mode():
-            batch = packed.pack(ordered, self._family, self._reads_types, device)
-            out[order] = packed.forward(self._family, Mixed(arena, slots, by_token), batch).float().cpu()
+            for indices in sections.values():
+                indices.sort(key=lambda i: len(rows[i]))
+                run = self._packed if self._family is not None else self._through_transformers
+                out[indices] = run([rows[i] for i in indices], [weights[i] for i in indices])
         return out
+
+    def _packed(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+        assert self._family is not None
+        batch = packed.pack(rows, self._family, self._reads_types, self._device)
+        return packed.forward(self._family, self._section(weights, [len(row) for row in rows]), batch).float().cpu()
+
+    def _section(self, weights: Sequence[Fixed | Mix], lengths: Sequence[int]) -> Operands:
+        """The weights of rows of one section, which have so many tokens each."""
+        first = weights[0]
+        if isinstance(first, Fixed):
+            return first
+        shares = torch.tensor([one.shares for one in weights if isinstance(one, Mix)])
+        by_token = shares.repeat_interleave(torch.tensor(lengths), dim=0)  # (N, M)
+        partials = {partial.start: partial for partial in self.arena.partials}
+        return Blended(self._members, partials, by_token.to(self.arena.rows))
+
+    def _through_transformers(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+        first = weights[0]
+        assert isinstance(first, Fixed), "only the Bert family mixes"
+        model, out = self._model(first.vector), torch.empty(len(rows), self._classes)
+        for alike in _of_like_length(rows):
+            out[alike.start : alike.stop] = self._padded(model, rows[alike.start : alike.stop]).float().cpu()
+        return out
+
+    @property
+    def _device(self) -> torch.device:
+        return self.arena.rows.device
 
     def _model(self, vector: Tensor) -> PreTrainedModel:
         """The model bound to this place in memory; slots are few and are reused, so it is made once each."""
         place = vector.data_ptr()
         if place not in self._bound:
-            self._bound[place] = self._bank.bind(vector)
+            self._bound[place] = self._network.bind(vector)
         return self._bound[place]
 
     def _padded(self, model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
@@ -91,7 +123,7 @@ class Classifier:
             ids[i, : len(row)] = torch.tensor(row.ids)
             mask[i, : len(row)] = 1
             types[i, : len(row)] = torch.tensor(row.types)
-        device = self._bank.device
+        device = self._device
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         if self._reads_types:
             inputs["token_type_ids"] = types.to(device)
@@ -99,12 +131,12 @@ class Classifier:
         return logits
 
 
-def _of_like_length(order: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
-    """Indices, which come sorted by length, in groups of like length, so that little of a group is padding."""
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and len(rows[i]) <= PADDING_TOLERATED * len(rows[groups[-1][0]]):
-            groups[-1].append(i)
+def _of_like_length(rows: Sequence[Row]) -> list[range]:
+    """Rows, which come sorted by length, in stretches of like length, so that little of each is padding."""
+    stretches: list[range] = []
+    for i, row in enumerate(rows):
+        if stretches and len(row) <= PADDING_TOLERATED * len(rows[stretches[-1].start]):
+            stretches[-1] = range(stretches[-1].start, i + 1)
         else:
-            groups.append([i])
-    return groups
+            stretches.append(range(i, i + 1))
+    return stretches

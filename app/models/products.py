@@ -1,13 +1,12 @@
 """The matrix work of a forward pass, behind one seam: weights that embed, multiply and normalise.
 
-`Fixed` weights are one vector for all tokens: a member or a finished blend. `Mixed` weights are another blend for
+`Fixed` weights are one vector for all tokens: a member or a finished blend. `Blended` weights are another blend for
 every token, and nothing is built for them. Embeddings, linear layers and norms are linear in their parameters, so
 
     f(x; sum_m w_m theta_m) = sum_m w_m f(x; theta_m)
 
 holds for each of them: every member runs it on the same input, and the outputs are mixed token by token. That is
-exact for any number of different blends in one batch, and costs as many products as members take part. Rows on finished
-blends ride in the same batch and cost one product each. (It holds
+exact for any number of different blends in one batch, and costs as many products as members take part. (It holds
 operation by operation, not for the whole network: this is no ensemble.)
 
 Shapes: N tokens, M members, (in, out) a block of linear layers, P weights in a vector.
@@ -15,18 +14,17 @@ Shapes: N tokens, M members, (in, out) a block of linear layers, P weights in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.weights.arena import Arena
+from app.weights.arena import Partial
 from app.weights.layout import Layout
 
-Block = Sequence[str]
+Block = tuple[str, ...]
 
 
 class Operands(Protocol):
@@ -49,109 +47,82 @@ class Fixed:
     """One vector (P,) for all tokens."""
 
     def __init__(self, layout: Layout, vector: Tensor) -> None:
+        self.vector = vector
         self._layout = layout
-        self._vector = vector
+
+    @property
+    def section(self) -> int:
+        """What tells vectors apart: where they lie."""
+        return self.vector.data_ptr()
+
+    def start(self, parameter: str) -> int:
+        """Where in the vector the block of a parameter starts."""
+        return self._layout.place(parameter).block_start
 
     def embed(self, table: str, index: Tensor) -> Tensor:
-        return F.embedding(index, self._layout.view(self._vector, table))
+        return F.embedding(index, self._layout.view(self.vector, table))
 
     def linear(self, block: Block, x: Tensor, activation: str | None = None, add: Tensor | None = None) -> Tensor:
-        weight = self._layout.block(self._vector, block, "weight")
-        bias = self._layout.block(self._vector, block, "bias")
+        weight, bias = (self._layout.block(self.vector, block, part) for part in ("weight", "bias"))
         return product(x, weight, bias, activation, add)
 
     def norm(self, name: str, x: Tensor, epsilon: float) -> Tensor:
-        scale = self._layout.view(self._vector, f"{name}.weight")
-        return F.layer_norm(x, x.shape[-1:], scale, self._layout.view(self._vector, f"{name}.bias"), epsilon)
+        scale, shift = (self._layout.view(self.vector, f"{name}.{part}") for part in ("weight", "bias"))
+        return F.layer_norm(x, x.shape[-1:], scale, shift, epsilon)
 
     def at(self, index: Tensor) -> Operands:
         return self
 
 
-class Mixed:
-    """A weight of each member for every token, (N, M + S); each token's add up to 1.
+class Blended:
+    """For every token the share of each member of an arena, (N, M); each token's shares add up to 1."""
 
-    The members are those of an arena and, beside them, finished blends (`slots`, S of them). A token on a finished
-    blend has weight 1 there and 0 elsewhere, and is not multiplied with anything else.
-    """
-
-    def __init__(self, arena: Arena, slots: Sequence[Tensor], weights: Tensor) -> None:
-        self._arena = arena
-        self._slots = slots
-        self._members = [Fixed(arena.layout, vector) for vector in (*arena.rows, *slots)]
-        self._weights = weights
-        self._spans = _spans(weights)
+    def __init__(self, members: Sequence[Fixed], partials: Mapping[int, Partial], shares: Tensor) -> None:
+        """`members` are the arena's rows; `partials` by where they start."""
+        self._members = members
+        self._partials = partials
+        self._shares = shares
+        self._taking_part = _taking_part(shares)
 
     def embed(self, table: str, index: Tensor) -> Tensor:
-        return self._mix(lambda member, part: member.embed(table, index[part]))
+        return self._mix(self._taking_part, self._shares, lambda member: member.embed(table, index))
 
     def linear(self, block: Block, x: Tensor, activation: str | None = None, add: Tensor | None = None) -> Tensor:
-        out = self._mix(lambda member, part: member.linear(block, x[part]), f"{block[0]}.weight")
+        numbers, shares = self._taking_part, self._shares
+        partial = self._partials.get(self._members[0].start(f"{block[0]}.weight"))
+        if partial is not None:
+            # A head that only some members own is shared among those.
+            shares = partial.among_owners(shares)
+            numbers = _taking_part(shares)
+        out = self._mix(numbers, shares, lambda member: member.linear(block, x))
         if add is not None:
             out += add
         return ACTIVATIONS[activation](out) if activation else out
 
     def norm(self, name: str, x: Tensor, epsilon: float) -> Tensor:
-        return self._mix(lambda member, part: member.norm(name, x[part], epsilon))
+        return self._mix(self._taking_part, self._shares, lambda member: member.norm(name, x, epsilon))
 
     def at(self, index: Tensor) -> Operands:
-        return Mixed(self._arena, self._slots, self._weights[index])
+        return Blended(self._members, self._partials, self._shares[index])
 
-    def _mix(self, run: Callable[[Fixed, slice], Tensor], parameter: str | None = None) -> Tensor:
-        """sum_m w_m run(member m), each member run on the tokens that it takes part in: (N, width)."""
-        weights, spans = self._weights_of(parameter) if parameter else (self._weights, self._spans)
-        first, *others = spans
-        out = run(self._members[first.member], first.tokens)
-        if len(others) == 1 and first.tokens == others[0].tokens:
-            # Two members everywhere: their weights add up to 1, and one pass mixes what they gave.
-            other = others[0].member
-            return out.lerp_(run(self._members[other], first.tokens), weights[:, other, None])
-        mixed = torch.zeros(len(weights), out.shape[1], dtype=out.dtype, device=out.device)
-        _add(mixed, out, first, weights)
-        for span in others:
-            _add(mixed, run(self._members[span.member], span.tokens), span, weights)
-        return mixed
-
-    def _weights_of(self, parameter: str) -> tuple[Tensor, list[Span]]:
-        """The weights that hold for a parameter: a head that only some members own is shared among those."""
-        start = self._arena.layout.place(parameter).block_start
-        for partial in self._arena.partials:
-            if partial.start == start:
-                members = len(self._arena.names)
-                ours = self._weights[:, :members]
-                shared = partial.among_owners(ours) * ours.any(dim=1, keepdim=True)
-                weights = torch.cat([shared, self._weights[:, members:]], dim=1)
-                return weights, _spans(weights)
-        return self._weights, self._spans
+    def _mix(self, numbers: Sequence[int], shares: Tensor, run: Callable[[Fixed], Tensor]) -> Tensor:
+        """sum_m shares_m * run(member m), (N, width), over the members of these numbers."""
+        first, *others = numbers
+        out = run(self._members[first])
+        if not others:
+            return out
+        if len(others) == 1:  # their shares add up to 1, and one pass mixes what they gave
+            return out.lerp_(run(self._members[others[0]]), shares[:, others[0], None])
+        out *= shares[:, first, None]
+        for number in others:
+            out.addcmul_(run(self._members[number]), shares[:, number, None])
+        return out
 
 
-@dataclass(frozen=True)
-class Span:
-    """A member and the tokens outside of which it takes no part; `alone` if no other member takes part in them."""
-
-    member: int
-    tokens: slice
-    alone: bool
-
-
-def _spans(weights: Tensor) -> list[Span]:
-    """The spans of all members that take part anywhere."""
-    taking_part = weights.ne(0)
-    alone = taking_part.sum(dim=1).eq(1)
-    spans = []
-    for member in taking_part.any(dim=0).nonzero()[:, 0].tolist():
-        tokens = taking_part[:, member].nonzero()
-        part = slice(int(tokens[0]), int(tokens[-1]) + 1)
-        spans.append(Span(member, part, bool((alone & taking_part[:, member])[part].all())))
-    return spans
-
-
-def _add(mixed: Tensor, out: Tensor, span: Span, weights: Tensor) -> None:
-    """Add what a member gave to the mix of all."""
-    if span.alone:
-        mixed[span.tokens] = out  # its weight is 1
-    else:
-        mixed[span.tokens].addcmul_(out, weights[span.tokens, span.member, None])
+def _taking_part(shares: Tensor) -> list[int]:
+    """The members that have a share in any token."""
+    numbers: list[int] = shares.any(dim=0).nonzero()[:, 0].tolist()
+    return numbers
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}

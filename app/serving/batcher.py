@@ -1,9 +1,9 @@
-"""Many callers, one forward pass at a time.
+"""Many callers, one forward pass.
 
-Rows wait in one line. Whenever the processor is free, the batcher takes what waits, up to a budget of
-tokens, and runs it: under low load a text never waits for company, under high load the next batch forms
-while one runs. A batch may hold rows of many recipes, and all of them run in one pass: each row on its own finished
-blend, or mixed from the members.
+Rows wait in one line. Whenever a unit of compute is free, the batcher takes what waits, up to a budget of tokens
+and leaving their share to other free units, and has it run: under low load a text never waits for company, under high
+load the next batch forms while others run. A batch may hold rows of many recipes, and all of them run in one pass: each
+row on its own finished blend, or mixed from the members.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from app.errors import Overloaded
-from app.models.classifier import Classifier
 from app.models.tokens import Row
 from app.serving.blends import Weights
+from app.serving.compute import Compute, Unit
+
+SHARE_TOKENS = 64
+"""A batch is not split among free units below this: products of fewer tokens are slower for each."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,17 @@ class _Job:
 
 
 class Batcher:
-    """Queues rows for the classifier; `compute` is the one thread that owns the processor."""
+    """Queues rows for the units of `compute`."""
 
-    def __init__(
-        self, classifier: Classifier, classes: int, compute: Executor, batch_tokens: int, max_rows: int
-    ) -> None:
-        self._classifier = classifier
-        self._classes = classes
+    def __init__(self, compute: Compute, classes: int, batch_tokens: int, max_rows: int) -> None:
         self._compute = compute
+        self._classes = classes
         self._batch_tokens = batch_tokens
         self._max_rows = max_rows
         self._waiting: deque[tuple[_Job, int]] = deque()
+        self._waiting_tokens = 0
         self._arrival = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
         self._seconds_per_row = 0.0
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
 
@@ -78,72 +79,74 @@ class Batcher:
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         job = _Job(rows, weights, done, torch.empty(len(rows), self._classes), left=len(rows))
         self._waiting.extend((job, index) for index in range(len(rows)))
+        self._waiting_tokens += sum(len(row) for row in rows)
         self._arrival.set()
         return await done
 
     async def run(self) -> None:
-        """Form and run batches until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrival.wait()
-            batch = self._take()
-            if not batch:
-                self._arrival.clear()
-                continue
-            started = time.perf_counter()
-            for job, _ in batch:
-                job.started = job.started or started
-            try:
-                await loop.run_in_executor(self._compute, self._forward, batch)
-            except Exception as error:
-                for job, _ in batch:
-                    if not job.done.done():
-                        job.done.set_exception(error)
-                continue
-            self.batches += 1
-            self.tokens += sum(len(job.rows[index]) for job, index in batch)
-            self._learn((time.perf_counter() - started) / len(batch))
-            self._finish(batch)
+        """Form batches and have them run, until cancelled."""
+        try:
+            while True:
+                await self._arrival.wait()
+                unit = await self._compute.take()
+                batch = self._take()
+                if not batch:
+                    self._compute.give_back(unit)
+                    self._arrival.clear()
+                    continue
+                task = asyncio.create_task(self._run(unit, batch))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+        finally:
+            for task in self._running:
+                task.cancel()
 
     def _take(self) -> list[tuple[_Job, int]]:
-        """The next rows in line, up to the token budget and at least one; rows of callers gone are dropped."""
+        """The next rows in line: this unit's share of what waits, up to the budget and at least one row. Rows of
+        callers who are gone are dropped."""
+        share = -(-self._waiting_tokens // (1 + self._compute.idle))
+        budget = min(self._batch_tokens, max(share, SHARE_TOKENS))
         batch: list[tuple[_Job, int]] = []
         tokens = 0
         while self._waiting:
             job, index = self._waiting[0]
-            if job.done.done():
-                self._waiting.popleft()
-                continue
-            tokens += len(job.rows[index])
-            if batch and tokens > self._batch_tokens:
-                break
-            batch.append(self._waiting.popleft())
+            length = len(job.rows[index])
+            if not job.done.done():
+                tokens += length
+                if batch and tokens > budget:
+                    break
+                batch.append((job, index))
+            self._waiting.popleft()
+            self._waiting_tokens -= length
         return batch
 
-    def _forward(self, batch: list[tuple[_Job, int]]) -> None:
-        """On the compute thread: the whole batch in one pass, results into their jobs.
-
-        Where the architecture cannot mix, a pass for each vector.
-        """
-        vectors = {_place(job.weights.vector): job.weights.vector for job, _ in batch}
-        if len(vectors) > 1 and not self._classifier.mixes:
-            for place in vectors:
-                self._forward([(job, index) for job, index in batch if _place(job.weights.vector) == place])
+    async def _run(self, unit: Unit, batch: list[tuple[_Job, int]]) -> None:
+        """One batch on one unit, results into their jobs."""
+        started = time.perf_counter()
+        for job, _ in batch:
+            job.started = job.started or started
+        try:
+            rows = [job.rows[index] for job, index in batch]
+            logits, seconds = await unit.forward(rows, [job.weights.operand for job, _ in batch])
+        except Exception as error:
+            for job, _ in batch:
+                if not job.done.done():
+                    job.done.set_exception(error)
             return
-        rows = [job.rows[index] for job, index in batch]
-        (vector, *others) = vectors.values()
-        if vector is not None and not others:
-            logits = self._classifier.logits(vector, rows)
-        else:
-            slots = [vector for vector in vectors.values() if vector is not None]
-            logits = self._classifier.mixed(
-                _mixes([job.weights for job, _ in batch], slots, self._classifier.members), rows, slots
-            )
+        finally:
+            self._compute.give_back(unit)
         for (job, index), row in zip(batch, logits, strict=True):
             job.logits[index] = row
-        mixed = sum(job.weights.mix is not None for job, _ in batch)
-        self.rows_mixed += mixed
-        self.rows_on_vectors += len(batch) - mixed
+        self._count(batch)
+        self._learn(seconds / self._compute.units / len(batch))
+        self._finish(batch)
+
+    def _count(self, batch: list[tuple[_Job, int]]) -> None:
+        self.batches += 1
+        self.tokens += sum(len(job.rows[index]) for job, index in batch)
+        on_vectors = sum(isinstance(job.weights.operand, Tensor) for job, _ in batch)
+        self.rows_on_vectors += on_vectors
+        self.rows_mixed += len(batch) - on_vectors
 
     def _finish(self, batch: list[tuple[_Job, int]]) -> None:
         now = time.perf_counter()
@@ -159,20 +162,3 @@ class Batcher:
         if self._seconds_per_row == 0.0:
             self._seconds_per_row = seconds_per_row
         self._seconds_per_row += 0.1 * (seconds_per_row - self._seconds_per_row)
-
-
-def _place(vector: Tensor | None) -> int:
-    """What tells vectors apart: where they lie; 0 for rows that are mixed from the arena's members."""
-    return 0 if vector is None else vector.data_ptr()
-
-
-def _mixes(weights: Sequence[Weights], slots: Sequence[Tensor], members: int) -> Tensor:
-    """How each row is mixed from the arena's members and from the slots, (B, M + S)."""
-    mixes = torch.zeros(len(weights), members + len(slots))
-    column = {_place(slot): members + i for i, slot in enumerate(slots)}
-    for row, one in zip(mixes, weights, strict=True):
-        if one.mix is not None:
-            row[:members] = one.mix
-        else:
-            row[column[_place(one.vector)]] = 1.0
-    return mixes

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -16,9 +14,10 @@ from app.cache.memory import Blend, MemoryTier
 from app.cache.tiers import Ladder, Stored
 from app.errors import MemberBlend, UnknownBlend
 from app.models.bank import Bank
+from app.models.classifier import Mix
+from app.serving.compute import Compute
 from app.serving.scheduler import Scheduler
 from app.weights.arena import BASE
-from app.weights.methods import METHODS
 from app.weights.recipe import MICRO, Recipe
 
 MIXED = "mixed"
@@ -26,15 +25,11 @@ MIXED = "mixed"
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights ready to run: their key, where they came from, and what getting them took.
-
-    Either `vector` (P,) holds them, or `mix` (M,) says how to mix them from the members of the arena.
-    """
+    """Weights ready to run: their key, what holds them, where they came from, and what getting them took."""
 
     key: str
     recipe: Recipe
-    vector: Tensor | None
-    mix: Tensor | None
+    operand: Tensor | Mix
     source: str
     milliseconds: float
 
@@ -55,12 +50,11 @@ class Cached:
 class Blends:
     """The weights of every recipe on one bank."""
 
-    def __init__(self, bank: Bank, ladder: Ladder, scheduler: Scheduler, compute: Executor, can_mix: bool) -> None:
+    def __init__(self, bank: Bank, ladder: Ladder, scheduler: Scheduler, compute: Compute) -> None:
         self.scheduler = scheduler
         self._bank = bank
         self._ladder = ladder
         self._compute = compute
-        self._can_mix = can_mix
         self._members = {self.key(recipe): (recipe, name) for recipe, name in _member_recipes(bank)}
 
     def key(self, recipe: Recipe) -> str:
@@ -74,10 +68,10 @@ class Blends:
             async with self.lease(recipe) as weights:
                 yield weights
         else:
-            yield Weights(key, recipe, None, self._bank.arena.weights_of(recipe.weights), MIXED, 0.0)
+            yield Weights(key, recipe, Mix(self._bank.arena.shares_of(recipe.weights)), MIXED, 0.0)
 
     def _is_for_a_vector(self, recipe: Recipe, key: str, tokens: int) -> bool:
-        if key in self._members or not self._can_mix:
+        if key in self._members or not self._compute.mixes:
             return True
         expected = self.scheduler.expect(key, tokens)
         if self._ladder.holds(key):
@@ -94,19 +88,15 @@ class Blends:
         key = self.key(recipe)
         if key in self._members:
             # The ends of a path are rows of the arena: bit-equal to what was loaded, and never built.
-            yield Weights(key, recipe, self._bank.arena[self._members[key][1]], None, MemoryTier.name, 0.0)
+            yield Weights(key, recipe, self._bank.arena[self._members[key][1]], MemoryTier.name, 0.0)
             return
 
         async def build(slot: Tensor) -> None:
-            await asyncio.get_running_loop().run_in_executor(self._compute, self._build, recipe, slot)
+            async with self._compute.unit() as unit:
+                self.scheduler.built(await unit.build(recipe.method, recipe.weights, slot))
 
         async with self._ladder.lease(key, recipe.text, build) as lease:
-            yield Weights(key, recipe, lease.blend.vector, None, lease.source, lease.milliseconds)
-
-    def _build(self, recipe: Recipe, slot: Tensor) -> None:
-        started = time.perf_counter()
-        METHODS[recipe.method](self._bank.arena, recipe.weights, slot)
-        self.scheduler.built(time.perf_counter() - started)
+            yield Weights(key, recipe, lease.blend.vector, lease.source, lease.milliseconds)
 
     async def tiers(self, key: str) -> list[str]:
         """Names of the tiers that hold this blend."""

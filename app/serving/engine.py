@@ -17,6 +17,7 @@ from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
 from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
+from app.serving.compute import Compute
 from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe
 
@@ -86,6 +87,7 @@ class Engine:
         bank: Bank,
         cookbook: Cookbook,
         blends: Blends,
+        compute: Compute,
         batcher: Batcher,
         encoder: TextEncoder,
         tokenizing: Executor,
@@ -95,6 +97,7 @@ class Engine:
         self.bank = bank
         self.cookbook = cookbook
         self.blends = blends
+        self.compute = compute
         self.batcher = batcher
         self.default_recipe = default_recipe
         self.max_tokens = encoder.max_tokens
@@ -169,8 +172,8 @@ class Engine:
 
         async def pieces() -> AsyncIterator[bytes]:
             async with self.blends.lease(recipe) as weights:
-                assert weights.vector is not None
-                for piece in safetensors_stream(layout, weights.vector, metadata)[1]:
+                assert isinstance(weights.operand, Tensor)
+                for piece in safetensors_stream(layout, weights.operand, metadata)[1]:
                     yield piece
 
         return length, pieces()

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from app.models.bank import Bank
-from app.models.classifier import Classifier
+from torch import Tensor
+
 from app.models.tokens import Row
-from app.weights.arena import BASE
-from app.weights.methods import METHODS
+from app.serving.compute import Compute
 
 HALF_LIFE = 60.0
 """Seconds after which what a recipe brought counts half."""
@@ -32,6 +31,8 @@ REMEMBERED = 10_000
 """Recipes whose traffic is remembered; the one unseen longest is forgotten first."""
 LEARNING = 0.05
 """How much one request moves the averages over all requests."""
+TIMES = 3
+"""How often a cost is measured at start-up."""
 
 
 @dataclass
@@ -90,20 +91,12 @@ class Scheduler:
         return float(traffic.tokens * 0.5 ** ((self._clock() - traffic.at) / HALF_LIFE))
 
 
-def measure(bank: Bank, classifier: Classifier, rows: list[Row]) -> Costs:
-    """Time a build and a forward pass of these rows on this machine; to be run on the compute thread."""
-    slot = bank.arena.new_vector()
-    weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
-    build = _fastest(lambda: METHODS["linear"](bank.arena, weights, slot))
-    forward = _fastest(lambda: classifier.logits(bank.arena[BASE], rows))
-    return Costs(build, forward / sum(len(row) for row in rows))
+async def measure(compute: Compute, weights: Mapping[str, float], slot: Tensor, rows: list[Row]) -> Costs:
+    """Time a build of these weights in a free slot (P,), and a forward pass of these rows on it, on one unit.
 
-
-def _fastest(run: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of a few runs: the first one meets cold memory, and any may be disturbed."""
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    The fastest of a few: the first one meets cold memory, and any may be disturbed.
+    """
+    async with compute.unit() as unit:
+        build = min([await unit.build("linear", weights, slot) for _ in range(TIMES)])
+        passes = [await unit.forward(rows, [slot] * len(rows)) for _ in range(TIMES)]
+    return Costs(build, min(seconds for _, seconds in passes) / sum(len(row) for row in rows))

@@ -7,8 +7,6 @@ bit-equal to what was loaded.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,22 +14,21 @@ import torch
 from torch import Tensor
 
 from app.weights.layout import Layout
+from app.weights.pages import Pages
 
 BASE = "base"
-MADV_HUGEPAGE = 14
-"""From Linux's <sys/mman.h>: asks for huge pages, and does no harm where there are none."""
 
 
 @dataclass(frozen=True)
 class Partial:
     """A stretch of the vector that only some members own, such as a head that the base lacks.
 
-    `owners` is (M,): 1 for each member that owns it, else 0.
+    `owners` has 1 for each member that owns it, else 0.
     """
 
     start: int
     stop: int
-    owners: Tensor
+    owners: tuple[float, ...]
 
     def among_owners(self, weights: Tensor) -> Tensor:
         """How the owners share the stretch, (..., M) from the members' weights (..., M): as these do, made to
@@ -40,10 +37,29 @@ class Partial:
         Sizes count and not signs, or an extrapolation whose weights nearly cancel would blow the stretch up.
         Where no owner takes part (the base alone, without a head), all owners count alike.
         """
-        owners = self.owners.to(weights.device)
+        owners = torch.tensor(self.owners, device=weights.device)
         sizes = weights.abs() * owners
         total = sizes.sum(dim=-1, keepdim=True)
         return torch.where(total > 0, sizes / total.clamp(min=1e-12), owners / owners.sum())
+
+
+class Vectors:
+    """Rows (n, P) of one buffer, zeroed and touched. On a CPU they can be handed to a process that is being started."""
+
+    def __init__(self, count: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._shape, self._dtype = (count, length), dtype
+        if device.type == "cpu":
+            self._pages = Pages(count * length * dtype.itemsize)
+            self.rows = self._pages.tensor(self._shape, dtype).zero_()
+        else:
+            self.rows = torch.zeros(self._shape, device=device, dtype=dtype)
+
+    def __getstate__(self) -> tuple[tuple[int, int], torch.dtype, Pages]:
+        return self._shape, self._dtype, self._pages
+
+    def __setstate__(self, state: tuple[tuple[int, int], torch.dtype, Pages]) -> None:
+        self._shape, self._dtype, self._pages = state
+        self.rows = self._pages.tensor(self._shape, self._dtype)
 
 
 class Arena:
@@ -58,8 +74,12 @@ class Arena:
     ) -> None:
         self.layout = layout
         self.names = (BASE, *variants)
-        self.rows = _zeros((len(self.names), layout.size), device, dtype)
+        self._members = Vectors(len(self.names), layout.size, device, dtype)
         self.partials: list[Partial] = []
+
+    @property
+    def rows(self) -> Tensor:
+        return self._members.rows
 
     def __getitem__(self, name: str) -> Tensor:
         """The row of a member, (P,)."""
@@ -77,13 +97,17 @@ class Arena:
         """An empty slot for a blend, (P,)."""
         return torch.empty_like(self.rows[0])
 
-    def new_slots(self, count: int) -> Tensor:
+    def new_slots(self, count: int) -> Vectors:
         """Slots for blends, (count, P), all of their memory already touched."""
-        return _zeros((count, self.layout.size), self.rows.device, self.rows.dtype)
+        return Vectors(count, self.layout.size, self.rows.device, self.rows.dtype)
+
+    def shares_of(self, weights: Mapping[str, float]) -> tuple[float, ...]:
+        """Weights by name in the order of the rows; members not named get 0."""
+        return tuple(weights.get(name, 0.0) for name in self.names)
 
     def weights_of(self, weights: Mapping[str, float]) -> Tensor:
-        """Weights by name as (M,) in float32 on the CPU, in the order of the rows; members not named get 0."""
-        return torch.tensor([weights.get(name, 0.0) for name in self.names])
+        """The same as (M,) in float32 on the CPU."""
+        return torch.tensor(self.shares_of(weights))
 
     def add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy a member's tensors into its row. Those it lacks stay zero until `share` fills them."""
@@ -104,17 +128,5 @@ class Arena:
             mean = part[indices].mean(dim=0)
             for index in set(range(len(self.names))) - set(indices):
                 part[index] = mean
-            owning = torch.tensor([float(name in having) for name in self.names])
+            owning = tuple(float(name in having) for name in self.names)
             self.partials.append(Partial(place.block_start, place.block_stop, owning))
-
-
-def _zeros(shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros, on huge pages where Linux offers them: a blend walks the whole row, through far fewer pages."""
-    made = torch.empty(shape, device=device, dtype=dtype)
-    if device.type == "cpu" and sys.platform == "linux":
-        page = 4096
-        start = -(-made.data_ptr() // page) * page
-        length = made.data_ptr() + made.nbytes - start
-        if length > 0:
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
-    return made.zero_()

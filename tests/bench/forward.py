@@ -15,7 +15,7 @@ import torch
 
 from app.demo import corpus
 from app.models.bank import Bank, BankSpec, load_bank
-from app.models.classifier import Classifier
+from app.models.classifier import Classifier, Mix
 from app.models.tokens import Row, TextEncoder
 
 ROUNDS = 3
@@ -58,14 +58,10 @@ def ours(bank: Bank) -> Run:
 def ours_every_row_its_own_t(bank: Bank) -> Run:
     classifier = Classifier(bank)
     chooser = random.Random(8)
-    variant = bank.arena.names.index("finance")
 
     def run(rows: Sequence[Row]) -> object:
-        weights = torch.zeros(len(rows), len(bank.arena.names))
-        for row in weights:
-            row[variant] = chooser.random()
-            row[0] = 1 - row[variant]
-        return classifier.mixed(weights, rows)
+        ts = [chooser.random() for _ in rows]
+        return classifier.batch(rows, [Mix(bank.arena.shares_of({"base": 1 - t, "finance": t})) for t in ts])
 
     return run
 

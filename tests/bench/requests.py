@@ -1,4 +1,4 @@
-"""Requests per second: our service over HTTP, our engine in process, transformers one text after the other."""
+"""Requests per second: our service over HTTP, our engine in process, and a transformers pipeline behind FastAPI."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Protocol
 
 from app.demo import corpus
 from app.main import build_engine
-from app.models.bank import BankSpec, load_bank
+from app.models.bank import BankSpec
 from app.settings import Settings
-from app.weights.methods import METHODS
 
 RECIPE = "finance@0.4"
-ROUNDS = 3
+ROUNDS = 5
 SETTLE = 3.0
 """Seconds for which a service that has just built its blends is left to write them to Redis."""
-REQUESTS = {1: 150, 8: 300, 32: 640}
+REQUESTS = {1: 200, 8: 600, 32: 1_500}
 TEXTS = [example.text for name in (corpus.GENERAL, *corpus.DOMAINS) for example in corpus.read(name, "test")]
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+OURS = ("app", "serve", "--bank", "{file}", "--port", "{port}")
+PIPELINE = ("tests.bench.pipeline_server", "{file}", "{port}")
 
-Ask = Callable[[str], Awaitable[None]]
+
+class Way(Protocol):
+    """Requests per second at a concurrency, over so many requests."""
+
+    async def __call__(self, file: Path, concurrency: int, count: int) -> float: ...
 
 
 def rates(file: Path, ways: Sequence[str], concurrencies: Sequence[int]) -> Iterator[tuple[int, list[float]]]:
@@ -46,22 +50,13 @@ def rates(file: Path, ways: Sequence[str], concurrencies: Sequence[int]) -> Iter
 
 def _measure(way: str, file: Path, concurrency: int, count: int) -> float:
     """One way in a process of its own: OpenMP's threads, once made, slow down whoever comes next."""
-    command = [sys.executable, "-m", "tests.bench.requests", way, str(file), str(concurrency), str(count)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.requests", way, str(file), str(concurrency)]
+    done = subprocess.run([*command, str(count)], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
 
 
-async def _rate(ask: Ask, concurrency: int, count: int) -> float:
-    texts = iter(TEXTS[:count])
-
-    async def caller() -> None:
-        for text in texts:
-            await ask(text)
-
-    for text in TEXTS[-64:]:  # warm, and what the scheduler has to learn it has learnt
-        await ask(text)
-    started = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    return count / (time.perf_counter() - started)
+def _texts(count: int) -> Iterator[str]:
+    return (TEXTS[i % len(TEXTS)] for i in range(count))
 
 
 async def _inside(file: Path, concurrency: int, count: int) -> float:
@@ -69,45 +64,80 @@ async def _inside(file: Path, concurrency: int, count: int) -> float:
         engine = await build_engine(Settings(), BankSpec.from_toml(file), resources)
         recipe = engine.cookbook.read(RECIPE)
 
-        async def ask(text: str) -> None:
-            await engine.predict([text], recipe)
+        async def load(callers: int, requests: int) -> None:
+            texts = _texts(requests)
 
-        return await _rate(ask, concurrency, count)
+            async def caller() -> None:
+                for text in texts:
+                    await engine.predict([text], recipe)
 
+            await asyncio.gather(*(caller() for _ in range(callers)))
 
-async def _http(file: Path, concurrency: int, count: int, recipes: Callable[[], str] = lambda: RECIPE) -> float:
-    async with _service(file) as port:
-        idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-        async def ask(text: str) -> None:
-            # A bare client: a comfortable one would cost the two cores as much as the service.
-            reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-            body = json.dumps({"texts": text, "recipe": recipes()}).encode()
-            writer.write(HEAD % len(body) + body)
-            reply = await reader.readuntil(b"\r\n\r\n")
-            assert reply.startswith(b"HTTP/1.1 200"), reply
-            length = next(line for line in reply.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.split(b":")[1]))
-            idle.append((reader, writer))
-
-        for text in TEXTS[-64:]:
-            await ask(text)
+        await load(8, 200)
         await asyncio.sleep(SETTLE)
-        rate = await _rate(ask, concurrency, count)
-        for _, writer in idle:
-            writer.close()
-        return rate
+        started = time.perf_counter()
+        await load(concurrency, count)
+        return count / (time.perf_counter() - started)
+
+
+class _Caller(asyncio.Protocol):
+    """One connection that asks again as soon as it was answered. Bare, because a comfortable client would cost the two
+    cores as much as the service does."""
+
+    def __init__(self, bodies: Iterator[bytes], last: asyncio.Future[None]) -> None:
+        self._bodies, self._last, self._reply = bodies, last, b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        self._reply += data
+        head, end, body = self._reply.partition(b"\r\n\r\n")
+        if end and len(body) >= int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
+            if not head.startswith(b"HTTP/1.1 200"):
+                self._last.set_exception(AssertionError(self._reply))
+            self._reply = b""
+            self._ask()
+
+    def _ask(self) -> None:
+        body = next(self._bodies, None)
+        if body is None:
+            self._transport.close()
+            self._last.set_result(None)
+        else:
+            self._transport.write(HEAD % len(body) + body)
+
+
+async def _http(
+    file: Path, concurrency: int, count: int, server: Sequence[str] = OURS, recipe: Callable[[], str] | None = None
+) -> float:
+    loop = asyncio.get_running_loop()
+    async with _running(file, server) as port:
+
+        async def load(callers: int, requests: int) -> None:
+            asked = ({"texts": text} | ({"recipe": recipe()} if recipe else {}) for text in _texts(requests))
+            bodies = (json.dumps(body).encode() for body in asked)
+            ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(callers)]
+            for end in ends:
+                await loop.create_connection(partial(_Caller, bodies, end), "127.0.0.1", port)
+            await asyncio.gather(*ends)
+
+        await load(8, 200)  # warm, and what the scheduler has to learn it has learnt
+        await asyncio.sleep(SETTLE)
+        started = time.perf_counter()
+        await load(concurrency, count)
+        return count / (time.perf_counter() - started)
 
 
 @asynccontextmanager
-async def _service(file: Path) -> AsyncIterator[int]:
+async def _running(file: Path, server: Sequence[str]) -> AsyncIterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--bank", str(file), "--port", str(port)],
-        env={**os.environ, "TWEEN_LOG_LEVEL": "error"},
-    )
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-W", "ignore", "-m", *(part.format(file=file, port=port) for part in server)]
+    process = subprocess.Popen(command, env={**os.environ, "TWEEN_LOG_LEVEL": "error"})
     try:
         while True:
             assert process.poll() is None, "the service ended"
@@ -122,34 +152,16 @@ async def _service(file: Path) -> AsyncIterator[int]:
         process.wait()
 
 
-async def _transformers(file: Path, concurrency: int, count: int) -> float:
-    """What a script does: the blend in a transformers model, a text at a time, whatever the concurrency."""
-    bank = load_bank(BankSpec.from_toml(file), torch.device("cpu"))
-    slot = bank.arena.new_vector()
-    METHODS["linear"](bank.arena, {"base": 0.6, "finance": 0.4}, slot)
-    model = bank.bind(slot)
-
-    async def ask(text: str) -> None:
-        with torch.inference_mode():
-            model(**bank.tokenizer(text, truncation=True, return_tensors="pt")).logits.softmax(-1).tolist()
-
-    return await _rate(ask, 1, count)
-
-
-async def _value(awaitable: Awaitable[float]) -> float:
-    return await awaitable
-
-
 CHOOSER = random.Random(9)
 
-WAYS: dict[str, Callable[[Path, int, int], Awaitable[float]]] = {
-    "one recipe": _http,
-    "8 recipes": partial(_http, recipes=lambda: f"finance@{CHOOSER.randrange(1, 9) / 10}"),
-    "every request its own t": partial(_http, recipes=lambda: f"finance@{CHOOSER.random():.6f}"),
+WAYS: dict[str, Way] = {
+    "one recipe": partial(_http, recipe=lambda: RECIPE),
+    "8 recipes": partial(_http, recipe=lambda: f"finance@{CHOOSER.randrange(1, 9) / 10}"),
+    "every request its own t": partial(_http, recipe=lambda: f"finance@{CHOOSER.random():.6f}"),
     "in process": _inside,
-    "transformers": _transformers,
+    "pipeline": partial(_http, server=PIPELINE),
 }
 
 if __name__ == "__main__":
-    way, file, concurrency, count = sys.argv[1:]
-    print(asyncio.run(_value(WAYS[way](Path(file), int(concurrency), int(count)))))
+    name, path, callers, requests = sys.argv[1:]
+    print(asyncio.run(WAYS[name](Path(path), int(callers), int(requests))))

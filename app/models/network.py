@@ -1,0 +1,79 @@
+"""The architecture of a bank as transformers knows it: models whose parameters are views of a flat vector."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+from app.weights.layout import Layout
+
+
+class Network:
+    """Makes models that own no weights. It can be sent to another process, which makes the module objects anew."""
+
+    def __init__(self, template: PreTrainedModel, layout: Layout) -> None:
+        """`template` gives the module objects and the buffers that all bound models share; its weights are dropped."""
+        self.config: PreTrainedConfig = template.config
+        self._layout = layout
+        self._template: PreTrainedModel | None = template
+        self._buffers: dict[str, np.ndarray] = {}
+        self._ties = _tied_names(template)
+
+    @property
+    def architecture(self) -> str:
+        return type(self._made()).__name__
+
+    def bind(self, vector: Tensor) -> PreTrainedModel:
+        """A model whose parameters are views of a flat vector (P,): what is written there later, it runs.
+
+        Only the module objects are new; buffers belong to the template.
+        """
+        template = self._made()
+        shared = {id(t): t for t in (*template.parameters(), *template.buffers())}
+        model: PreTrainedModel = copy.deepcopy(template, shared)
+        self._point(model, vector)
+        return model
+
+    def release(self, vector: Tensor) -> None:
+        """Let go of the weights that the template was loaded with; its parameters become views of this vector (P,)."""
+        self._point(self._made(), vector)
+
+    def _point(self, model: PreTrainedModel, vector: Tensor) -> None:
+        for name, view in self._layout.views(vector).items():
+            parameter = nn.Parameter(view, requires_grad=False)
+            for alias in self._ties[name]:
+                owner, _, leaf = alias.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, parameter)
+
+    def _made(self) -> PreTrainedModel:
+        if self._template is None:
+            with no_init_weights():  # its memory is never touched: the parameters will be views
+                model = AutoModelForSequenceClassification.from_config(self.config)
+            for name, values in self._buffers.items():
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, torch.from_numpy(values))
+            self._template = model.eval()
+        return self._template
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        # As arrays: between processes, torch would move each tensor into shared memory.
+        state["_buffers"] = {name: buffer.cpu().numpy() for name, buffer in self._made().named_buffers()}
+        state["_template"] = None
+        return state
+
+
+def _tied_names(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Each parameter's name with all names under which the same tensor stands in the model."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return names

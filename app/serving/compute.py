@@ -1,0 +1,172 @@
+"""Where torch's work is done, and who may have it done.
+
+A unit computes one thing at a time. On a GPU there is one, a thread of this process. On a CPU there is a process for
+each core, with one thread of torch in it (`serving/workers.py`): a forward pass that is spread over all cores waits at
+every operation for whichever core was needed elsewhere (by this process, say, which speaks HTTP), and the interpreter's
+lock lets only one thread speak Python. Members and slots lie in memory that all of them see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from app.models.classifier import Classifier, Mix
+from app.models.tokens import Row
+from app.weights.arena import Vectors
+from app.weights.methods import METHODS
+
+Operand = int | tuple[float, ...]
+"""A row's weights as they cross to another process: the number of a vector, or the shares of the members."""
+
+
+class Machine:
+    """A classifier, and the vectors that it can run, by number: the members of its arena, then the slots."""
+
+    def __init__(self, classifier: Classifier, slots: Vectors) -> None:
+        self.classifier = classifier
+        self.vectors = [classifier.fixed(vector) for vector in (*classifier.arena.rows, *slots.rows)]
+
+    def forward(self, rows: Sequence[Row], operands: Sequence[Operand]) -> tuple[list[list[float]], float]:
+        """Logits (B, C) in the order of `rows`, and the seconds that they took."""
+        started = time.perf_counter()
+        weights = [self.vectors[one] if isinstance(one, int) else Mix(one) for one in operands]
+        logits = self.classifier.batch(rows, weights)
+        return logits.tolist(), time.perf_counter() - started
+
+    def build(self, method: str, weights: Mapping[str, float], number: int) -> float:
+        """Write a blend into the slot of that number; gives the seconds that it took."""
+        started = time.perf_counter()
+        with torch.inference_mode():
+            slot = self.vectors[number].vector
+            METHODS[method](self.classifier.arena, weights, slot)
+            if slot.is_cuda:
+                torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+class Lane(Protocol):
+    """The way to one machine."""
+
+    async def call(self, name: str, *arguments: object) -> Any:
+        """What the machine's method of that name gives."""
+
+    async def close(self) -> None:
+        """Let the machine go."""
+
+    @property
+    def restarts(self) -> int:
+        """How often the machine had to be replaced."""
+
+
+class ThreadLane:
+    """To a machine in this process, run by a thread that is its own."""
+
+    def __init__(self, machine: Machine, thread: Executor) -> None:
+        self._machine = machine
+        self._thread = thread
+
+    async def call(self, name: str, *arguments: object) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, getattr(self._machine, name), *arguments)
+
+    async def close(self) -> None:
+        """The thread belongs to who made it."""
+
+    @property
+    def restarts(self) -> int:
+        return 0
+
+
+class Unit:
+    """One machine, held by one caller."""
+
+    def __init__(self, lane: Lane, numbers: Mapping[int, int]) -> None:
+        self._lane = lane
+        self._numbers = numbers
+
+    async def forward(self, rows: Sequence[Row], weights: Sequence[Tensor | Mix]) -> tuple[Tensor, float]:
+        """Logits (B, C) of rows that each have weights of their own, and the seconds of the pass."""
+        operands = [one.shares if isinstance(one, Mix) else self._number(one) for one in weights]
+        logits, seconds = await self._lane.call("forward", rows, operands)
+        return torch.tensor(logits), seconds
+
+    async def build(self, method: str, weights: Mapping[str, float], slot: Tensor) -> float:
+        """Write a blend into a slot (P,); gives the seconds that it took."""
+        seconds: float = await self._lane.call("build", method, weights, self._number(slot))
+        return seconds
+
+    def _number(self, vector: Tensor) -> int:
+        return self._numbers[vector.data_ptr()]
+
+
+class Compute:
+    """All units. Who comes first is served first, by the unit that was used last: its caches are warm."""
+
+    def __init__(self, machine: Machine, lanes: Sequence[Lane]) -> None:
+        """`machine` has the vectors by number as the machines at the ends of the lanes have them."""
+        numbers = {fixed.section: number for number, fixed in enumerate(machine.vectors)}
+        self.mixes = machine.classifier.mixes
+        self.units = len(lanes)
+        self._lanes = lanes
+        self._idle: asyncio.LifoQueue[Unit] = asyncio.LifoQueue()
+        for lane in lanes:
+            self._idle.put_nowait(Unit(lane, numbers))
+
+    @property
+    def idle(self) -> int:
+        """Units that nobody holds."""
+        return self._idle.qsize()
+
+    @property
+    def restarts(self) -> int:
+        """Machines that died and were replaced."""
+        return sum(lane.restarts for lane in self._lanes)
+
+    async def take(self) -> Unit:
+        """A unit that is the caller's until it is given back."""
+        return await self._idle.get()
+
+    def give_back(self, unit: Unit) -> None:
+        self._idle.put_nowait(unit)
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[Unit]:
+        """A unit for as long as the context is open."""
+        unit = await self.take()
+        try:
+            yield unit
+        finally:
+            self.give_back(unit)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those that it may run on, within the limit of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, round(_container_limit() or cores)))
+
+
+def _container_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The cores of a container's limit, by version 2 and 1 of Linux's control groups; None without a limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,128 @@
+"""Processes that compute, each with its own interpreter and its own threads of torch.
+
+They are forked from a server that has imported everything and run nothing, so that a worker starts in milliseconds
+and shares the libraries' memory. A worker sees the members and the slots of the service (`weights/pages.py`), so what
+crosses to it is tokens, numbers of vectors and logits. A worker that dies is replaced, and what it was asked for is
+asked again: nothing that a worker does is wrong when it is done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import pickle
+import signal
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+import torch
+
+from app.errors import WorkerLost
+from app.models.classifier import Classifier
+from app.serving.compute import Machine
+from app.weights.arena import Vectors
+
+log = logging.getLogger(__name__)
+
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+
+
+def work(connection: Connection, classifier: Classifier, slots: Vectors, threads: int) -> None:
+    """A worker's life: answer until the other end of the pipe closes, for whatever reason."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service ends its workers
+    torch.set_num_threads(threads)
+    machine = Machine(classifier, slots)
+    gc.freeze()  # what the libraries made stays, and need not be walked again and again
+    while True:
+        try:
+            serial, name, arguments = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = serial, True, getattr(machine, name)(*arguments)
+        except Exception as error:
+            answer = serial, False, f"{type(error).__name__}: {error}"
+        try:
+            connection.send_bytes(pickle.dumps(answer))
+        except BrokenPipeError:
+            return
+
+
+class WorkerLane:
+    """To the machine of a process of its own."""
+
+    def __init__(self, classifier: Classifier, slots: Vectors, threads: int) -> None:
+        """`threads` of torch in the worker."""
+        self._life = (classifier, slots, threads)
+        self._process: ForkServerProcess | None = None
+        self._connection: Connection | None = None
+        self._serial = self._restarts = 0
+        self._answered: asyncio.Future[tuple[bool, Any]] = asyncio.get_running_loop().create_future()
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
+
+    async def start(self) -> None:
+        ours, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=work, args=(theirs, *self._life), name="tween-worker", daemon=True)
+        await asyncio.to_thread(process.start)
+        theirs.close()
+        self._process, self._connection = process, ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
+
+    async def call(self, name: str, *arguments: object) -> Any:
+        """What the worker's machine answers. Raises `WorkerLost` if two workers in a row die of the question."""
+        for _ in range(2):
+            try:
+                done, reply = await self._ask(name, arguments)
+            except (EOFError, OSError):
+                self._discard()
+                self._restarts += 1
+                log.warning("a worker process has died; another takes its place")
+                await self.start()
+                continue
+            if not done:
+                raise RuntimeError(f"a worker failed: {reply}")
+            return reply
+        raise WorkerLost("two worker processes died while they computed this; is there enough memory?")
+
+    async def close(self) -> None:
+        process = self._process
+        self._discard()
+        if process is not None:
+            await asyncio.to_thread(process.join, 5)
+            if process.is_alive():
+                process.kill()
+
+    async def _ask(self, name: str, arguments: tuple[object, ...]) -> tuple[bool, Any]:
+        if self._connection is None:
+            raise EOFError
+        self._serial += 1
+        self._answered = asyncio.get_running_loop().create_future()
+        self._connection.send_bytes(pickle.dumps((self._serial, name, arguments)))
+        return await self._answered
+
+    def _read(self) -> None:
+        """Called by the loop when the worker has answered, or is gone."""
+        assert self._connection is not None
+        try:
+            serial, done, reply = pickle.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            self._discard()
+            if not self._answered.done():
+                self._answered.set_exception(EOFError())
+            return
+        # An answer to a caller who was cancelled meanwhile comes before the one that is waited for.
+        if serial == self._serial and not self._answered.done():
+            self._answered.set_result((done, reply))
+
+    def _discard(self) -> None:
+        if self._connection is not None:
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+            self._connection.close()
+        self._connection = self._process = None
