@@ -27,6 +27,7 @@ from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSettings, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
+from app.models.int8 import int8_is_fast
 from app.models.tokens import TextEncoder
 from app.serving.batcher import Batcher
 from app.serving.blends import Blends
@@ -90,7 +91,7 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
     tokenizing = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
 
     loop = asyncio.get_running_loop()
-    bank = await loop.run_in_executor(torch_thread, load_bank, spec, device_of(settings.device))
+    bank = await loop.run_in_executor(torch_thread, load_bank, spec, *storage(settings))
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
     encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
 
@@ -121,6 +122,9 @@ async def start_compute(
 ) -> Compute:
     """Worker processes as the settings say; without any, the thread of this process that does torch's work."""
     classifier = Classifier(bank)
+    int8 = settings.cpu_int8 == "on" and bank.device.type == "cpu"
+    if int8 and not (int8_is_fast() and bank.arena.rows.dtype == torch.float32):
+        raise BadSettings("TWEEN_CPU_INT8: this processor has no int8 products (VNNI), or the weights are not float32")
     cores = usable_cores()
     workers = settings.workers
     if workers == "auto":
@@ -129,13 +133,14 @@ async def start_compute(
         raise BadSettings(f"TWEEN_WORKERS: {workers} workers cannot share a bank on {bank.device}; use 0")
     lanes: list[Lane]
     if workers:
-        started = [WorkerLane(classifier, slots, threads=max(1, cores // workers)) for _ in range(workers)]
+        threads = max(1, cores // workers)
+        started = [WorkerLane(classifier, slots, threads, int8) for _ in range(workers)]
         for lane in started:
             resources.push_async_callback(lane.close)
         await asyncio.gather(*(lane.start() for lane in started))
         lanes = [*started]
     else:
-        lanes = [ThreadLane(Machine(classifier, slots), thread)]
+        lanes = [ThreadLane(Machine(classifier, slots, int8), thread)]
     return Compute(Machine(classifier, slots), lanes)
 
 
@@ -166,6 +171,14 @@ async def redis_tiers(settings: Settings, bank: Bank, resources: AsyncExitStack)
     if not await tier.ping():
         log.warning("redis does not answer; going on without it until it does")
     return [tier]
+
+
+def storage(settings: Settings) -> tuple[torch.device, torch.dtype]:
+    """Where members and blends lie, and as what."""
+    device, dtype = device_of(settings.device), getattr(torch, settings.dtype)
+    if device.type == "cpu" and dtype == torch.float16:
+        raise BadSettings("TWEEN_DTYPE: float16 is for GPUs; on a CPU use float32 or bfloat16")
+    return device, dtype
 
 
 def device_of(name: str) -> torch.device:

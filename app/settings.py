@@ -25,6 +25,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: str = Field("auto", description="where weights live: auto (a GPU if there is one), cpu, cuda, cuda:1")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="what weights are stored as and computed in; float16 is for GPUs"
+    )
+    cpu_int8: Literal["on", "off"] = Field("off", description="int8 products for hot blends on CPUs that have VNNI")
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=512)] = Field(
         "auto",
         description="processes that compute: auto (one for each core; none on a GPU), or how many; 0 is a thread",

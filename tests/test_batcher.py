@@ -18,7 +18,7 @@ from app.models.products import Fixed
 from app.models.tokens import Row, TextEncoder
 from app.serving.batcher import Batcher
 from app.serving.blends import Weights
-from app.serving.compute import Compute, Machine, ThreadLane
+from app.serving.compute import Compute, Machine, ThreadLane, Vector
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
@@ -62,7 +62,7 @@ class Scene:
             return Weights("", read, Mix(arena.shares_of(read.weights)), "mixed", 0.0)
         slot = self.slots.pop()
         METHODS["linear"](arena, read.weights, slot)
-        return Weights("", read, slot, "built", 0.0)
+        return Weights("", read, Vector(slot, read.text), "built", 0.0)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_every_caller_gets_the_logits_of_his_own_rows_and_recipe(run: Callable[.
         batcher = scene.batcher
         results = await asyncio.gather(*(batcher.submit(*call) for call in calls))
         for (mine, _), recipe, result in zip(calls, recipes, results, strict=True):
-            expected = scene.classifier.logits(scene.weights(recipe).operand, mine)
+            expected = scene.classifier.logits(scene.weights(recipe).operand.values, mine)
             torch.testing.assert_close(result.logits, expected, rtol=0, atol=1e-5)
             assert result.queue_ms >= 0 and result.forward_ms > 0
         assert batcher.batches < len(calls) and batcher.rows_mixed and batcher.rows_on_vectors

@@ -161,3 +161,31 @@ def test_company_in_a_batch_does_not_change_an_answer(bank: Bank) -> None:
     together = classifier.logits(bank.arena["angry"], rows)
     alone = torch.cat([classifier.logits(bank.arena["angry"], [row]) for row in rows])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["angry@0.4", "angry@0.3+polite@0.5", "polite"])
+def test_half_precision_is_near_and_takes_half_the_bytes(spec: BankSpec, bank: Bank, recipe: str) -> None:
+    half = load_bank(spec, torch.device("cpu"), torch.bfloat16)
+    assert half.arena.row_bytes * 2 == bank.arena.row_bytes and half.fingerprint != bank.fingerprint
+    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    weights = Cookbook(bank.variants).read(recipe).weights
+    slots = [one.arena.new_vector() for one in (half, bank)]
+    for one, slot in zip((half, bank), slots, strict=True):
+        METHODS["linear"](one.arena, weights, slot)
+    # Rounded once, from sums in float32: half a unit in the last of 8 bits.
+    torch.testing.assert_close(slots[0].float(), slots[1], rtol=2**-7, atol=2e-3)
+    ours, theirs = Classifier(half).logits(slots[0], rows), Classifier(bank).logits(slots[1], rows)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.03 * theirs.abs().max().item())
+    mixed = Classifier(half).batch(rows, [mix(half, weights)] * len(rows))
+    torch.testing.assert_close(mixed, theirs, rtol=0, atol=0.03 * theirs.abs().max().item())
+
+
+def test_half_precision_through_transformers(tmp_path: Path) -> None:
+    folders = pico.write_bank(tmp_path, "modernbert")
+    banks = [
+        load_bank(BankSpec.from_toml(folders / "bank.toml"), torch.device("cpu"), dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    rows = TextEncoder(banks[0].tokenizer, banks[0].config, 64).encode(TEXTS)
+    theirs, ours = (Classifier(one).logits(one.arena["angry"], rows) for one in banks)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05 * theirs.abs().max().item())

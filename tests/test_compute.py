@@ -13,14 +13,13 @@ import pico
 import pytest
 import torch
 from conftest import Service
-from torch import Tensor
 
 from app.errors import WorkerLost
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
 from app.models.tokens import Row, TextEncoder
 from app.serving import compute as compute_module
-from app.serving.compute import Compute, Lane, Machine, ThreadLane
+from app.serving.compute import Compute, Lane, Machine, ThreadLane, Vector
 from app.serving.workers import WorkerLane
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
@@ -70,7 +69,9 @@ def test_a_worker_builds_and_runs_as_this_process_does(any_bank: Bank, rows: lis
 
     async def scenario(compute: Compute, slots: Vectors) -> None:
         slot = slots.rows[1]
-        weights: list[Tensor | Mix] = [slot, any_bank.arena["polite"], slot, any_bank.arena["base"]]
+        weights: list[Vector | Mix] = [
+            Vector(v, "") for v in (slot, any_bank.arena["polite"], slot, any_bank.arena["base"])
+        ]
         if compute.mixes:
             weights[2] = Mix((0.2, 0.3, 0.5))
         async with compute.unit() as unit:
@@ -79,7 +80,9 @@ def test_a_worker_builds_and_runs_as_this_process_does(any_bank: Bank, rows: lis
         expected = any_bank.arena.new_vector()
         METHODS["linear"](any_bank.arena, WEIGHTS, expected)
         assert torch.equal(slot, expected) and seconds > 0
-        here = classifier.batch(rows, [one if isinstance(one, Mix) else classifier.fixed(one) for one in weights])
+        here = classifier.batch(
+            rows, [one if isinstance(one, Mix) else classifier.fixed(one.values) for one in weights]
+        )
         torch.testing.assert_close(logits, here, rtol=0, atol=1e-6)
 
     with_workers(any_bank, 1, scenario)
@@ -91,7 +94,9 @@ def test_units_work_at_the_same_time(bank: Bank, rows: list[Row]) -> None:
         async with compute.unit() as one, compute.unit() as other:
             assert one is not other and compute.idle == 0
             third = asyncio.create_task(compute.take())
-            both = await asyncio.gather(*(unit.forward(rows, [bank.arena["angry"]] * 4) for unit in (one, other)))
+            both = await asyncio.gather(
+                *(unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * 4) for unit in (one, other))
+            )
             assert not third.done()
         assert torch.equal(both[0][0], both[1][0])
         compute.give_back(await third)
@@ -110,7 +115,7 @@ def test_a_worker_that_is_killed_is_replaced_and_asked_again(bank: Bank, rows: l
                 asyncio.get_running_loop().call_later(0.2, os.kill, first, signal.SIGKILL)
             else:
                 os.kill(first, signal.SIGKILL)
-            logits, _ = await unit.forward(rows, [bank.arena["angry"]] * len(rows))
+            logits, _ = await unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * len(rows))
         torch.testing.assert_close(logits, Classifier(bank).logits(bank.arena["angry"], rows), rtol=0, atol=1e-6)
         assert compute.restarts == 1 and pid_of(lane) != first
 
@@ -133,7 +138,7 @@ def test_what_kills_two_workers_is_refused(bank: Bank, rows: list[Row]) -> None:
         compute = Compute(Machine(classifier, slots), [lane])
         async with compute.unit() as unit:
             with pytest.raises(WorkerLost, match="two worker processes died"):
-                await unit.forward(rows, [bank.arena["angry"]] * len(rows))
+                await unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * len(rows))
         await compute.close()
 
     asyncio.run(main())
@@ -154,10 +159,10 @@ def test_an_error_in_a_worker_is_the_caller_s_and_the_worker_lives(bank: Bank, r
 def test_an_answer_to_a_caller_who_left_is_given_to_nobody_else(bank: Bank, rows: list[Row]) -> None:
     async def scenario(compute: Compute, slots: Vectors) -> None:
         async with compute.unit() as unit:
-            gone = asyncio.create_task(unit.forward(rows * 50, [bank.arena["polite"]] * 200))
+            gone = asyncio.create_task(unit.forward(rows * 50, [Vector(bank.arena["polite"], "polite")] * 200))
             await asyncio.sleep(0)
             gone.cancel()
-            logits, _ = await unit.forward(rows, [bank.arena["angry"]] * len(rows))
+            logits, _ = await unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * len(rows))
         torch.testing.assert_close(logits, Classifier(bank).logits(bank.arena["angry"], rows), rtol=0, atol=1e-6)
 
     with_workers(bank, 1, scenario)
@@ -172,7 +177,7 @@ def test_a_thread_answers_as_well(bank: Bank, rows: list[Row]) -> None:
             async with compute.unit() as unit:
                 slot = machine.vectors[-1].vector
                 await unit.build("linear", WEIGHTS, slot)
-                logits, _ = await unit.forward(rows, [slot] * len(rows))
+                logits, _ = await unit.forward(rows, [Vector(slot, "")] * len(rows))
             torch.testing.assert_close(logits, machine.classifier.logits(slot, rows), rtol=0, atol=1e-6)
             await compute.close()
 

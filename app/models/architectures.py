@@ -43,12 +43,15 @@ class Architecture:
     padding: int | None = None
 
     @property
+    def large_blocks(self) -> list[tuple[str, ...]]:
+        """The linear layers that every token runs through: nearly all of the arithmetic."""
+        return [block for layer in self.layers for block in (layer.qkv, (layer.out,), (layer.up,), (layer.down,))]
+
+    @property
     def blocks(self) -> list[tuple[str, ...]]:
         """Linear layers whose weights lie side by side, for `Layout`."""
-        blocks: list[tuple[str, ...]] = [(self.project,)] if self.project else []
-        for layer in self.layers:
-            blocks += [layer.qkv, (layer.out,), (layer.up,), (layer.down,)]
-        return blocks + [(name,) for name, _ in self.head]
+        project: list[tuple[str, ...]] = [(self.project,)] if self.project else []
+        return project + self.large_blocks + [(name,) for name, _ in self.head]
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture | None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from app.models import packed
 from app.models.bank import Bank
+from app.models.int8 import Int8Copies
 from app.models.products import Blended, Fixed, Operands
 from app.models.tokens import Row
 
@@ -63,6 +64,12 @@ class Classifier:
     def fixed(self, vector: Tensor) -> Fixed:
         """Weights (P,) ready to run; whoever runs them often keeps what this gives."""
         return Fixed(self.arena.layout, vector)
+
+    def int8_copies(self, room: int) -> Int8Copies | None:
+        """Copies in int8 of hot vectors, at most `room` of them; None where the architecture cannot use them."""
+        if self._family is None:
+            return None
+        return Int8Copies(self.arena.layout, self._family.large_blocks, room)
 
     def batch(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
         """Logits (B, C) in float32 on the CPU, in the order of `rows`, each with weights of its own.

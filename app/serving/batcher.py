@@ -20,7 +20,7 @@ from torch import Tensor
 from app.errors import Overloaded
 from app.models.tokens import Row
 from app.serving.blends import Weights
-from app.serving.compute import Compute, Unit
+from app.serving.compute import Compute, Unit, Vector
 
 SHARE_TOKENS = 64
 """A batch is not split among free units below this: products of fewer tokens are slower for each."""
@@ -144,7 +144,7 @@ class Batcher:
     def _count(self, batch: list[tuple[_Job, int]]) -> None:
         self.batches += 1
         self.tokens += sum(len(job.rows[index]) for job, index in batch)
-        on_vectors = sum(isinstance(job.weights.operand, Tensor) for job, _ in batch)
+        on_vectors = sum(isinstance(job.weights.operand, Vector) for job, _ in batch)
         self.rows_on_vectors += on_vectors
         self.rows_mixed += len(batch) - on_vectors
 

@@ -15,7 +15,7 @@ from app.cache.tiers import Ladder, Stored
 from app.errors import MemberBlend, UnknownBlend
 from app.models.bank import Bank
 from app.models.classifier import Mix
-from app.serving.compute import Compute
+from app.serving.compute import Compute, Vector
 from app.serving.scheduler import Scheduler
 from app.weights.arena import BASE
 from app.weights.recipe import MICRO, Recipe
@@ -29,7 +29,7 @@ class Weights:
 
     key: str
     recipe: Recipe
-    operand: Tensor | Mix
+    operand: Vector | Mix
     source: str
     milliseconds: float
 
@@ -88,7 +88,8 @@ class Blends:
         key = self.key(recipe)
         if key in self._members:
             # The ends of a path are rows of the arena: bit-equal to what was loaded, and never built.
-            yield Weights(key, recipe, self._bank.arena[self._members[key][1]], MemoryTier.name, 0.0)
+            row = self._bank.arena[self._members[key][1]]
+            yield Weights(key, recipe, Vector(row, key), MemoryTier.name, 0.0)
             return
 
         async def build(slot: Tensor) -> None:
@@ -96,7 +97,7 @@ class Blends:
                 self.scheduler.built(await unit.build(recipe.method, recipe.weights, slot))
 
         async with self._ladder.lease(key, recipe.text, build) as lease:
-            yield Weights(key, recipe, lease.blend.vector, lease.source, lease.milliseconds)
+            yield Weights(key, recipe, Vector(lease.blend.vector, key), lease.source, lease.milliseconds)
 
     async def tiers(self, key: str) -> list[str]:
         """Names of the tiers that hold this blend."""

@@ -11,37 +11,67 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from app.models.classifier import Classifier, Mix
+from app.models.products import Fixed
 from app.models.tokens import Row
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 
-Operand = int | tuple[float, ...]
-"""A row's weights as they cross to another process: the number of a vector, or the shares of the members."""
+INT8_ROOM = 16
+"""Vectors of which a machine keeps a copy in int8; each takes a quarter of the bytes of its linear layers."""
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Weights that lie somewhere: a member's row of the arena or a slot, (P,), and the key of what lies there."""
+
+    values: Tensor
+    key: str
+
+
+class Place(NamedTuple):
+    """The same as it crosses to another process: the number of the vector, and the key."""
+
+    number: int
+    key: str
 
 
 class Machine:
     """A classifier, and the vectors that it can run, by number: the members of its arena, then the slots."""
 
-    def __init__(self, classifier: Classifier, slots: Vectors) -> None:
+    def __init__(self, classifier: Classifier, slots: Vectors, int8: bool = False) -> None:
         self.classifier = classifier
+        self._int8 = classifier.int8_copies(INT8_ROOM) if int8 else None
         self.vectors = [classifier.fixed(vector) for vector in (*classifier.arena.rows, *slots.rows)]
 
-    def forward(self, rows: Sequence[Row], operands: Sequence[Operand]) -> tuple[list[list[float]], float]:
+    def forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[list[float]], float]:
         """Logits (B, C) in the order of `rows`, and the seconds that they took."""
         started = time.perf_counter()
-        weights = [self.vectors[one] if isinstance(one, int) else Mix(one) for one in operands]
-        logits = self.classifier.batch(rows, weights)
+        tokens: Counter[Place | Mix] = Counter()
+        for row, one in zip(rows, operands, strict=True):
+            tokens[one] += len(row)
+        weights = {one: self._ready(one, count) for one, count in tokens.items()}
+        logits = self.classifier.batch(rows, [weights[one] for one in operands])
         return logits.tolist(), time.perf_counter() - started
+
+    def _ready(self, operand: Place | Mix, tokens: int) -> Fixed | Mix:
+        """The weights to run so many tokens on."""
+        if isinstance(operand, Mix):
+            return operand
+        fixed = self.vectors[operand.number]
+        with torch.inference_mode():
+            return self._int8.of(fixed, operand.key, tokens) if self._int8 else fixed
 
     def build(self, method: str, weights: Mapping[str, float], number: int) -> float:
         """Write a blend into the slot of that number; gives the seconds that it took."""
@@ -94,9 +124,9 @@ class Unit:
         self._lane = lane
         self._numbers = numbers
 
-    async def forward(self, rows: Sequence[Row], weights: Sequence[Tensor | Mix]) -> tuple[Tensor, float]:
+    async def forward(self, rows: Sequence[Row], weights: Sequence[Vector | Mix]) -> tuple[Tensor, float]:
         """Logits (B, C) of rows that each have weights of their own, and the seconds of the pass."""
-        operands = [one.shares if isinstance(one, Mix) else self._number(one) for one in weights]
+        operands = [one if isinstance(one, Mix) else Place(self._number(one.values), one.key) for one in weights]
         logits, seconds = await self._lane.call("forward", rows, operands)
         return torch.tensor(logits), seconds
 

@@ -17,7 +17,7 @@ from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
 from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
-from app.serving.compute import Compute
+from app.serving.compute import Compute, Vector
 from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe
 
@@ -172,8 +172,8 @@ class Engine:
 
         async def pieces() -> AsyncIterator[bytes]:
             async with self.blends.lease(recipe) as weights:
-                assert isinstance(weights.operand, Tensor)
-                for piece in safetensors_stream(layout, weights.operand, metadata)[1]:
+                assert isinstance(weights.operand, Vector)
+                for piece in safetensors_stream(layout, weights.operand.values, metadata)[1]:
                     yield piece
 
         return length, pieces()

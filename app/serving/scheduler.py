@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.models.tokens import Row
-from app.serving.compute import Compute
+from app.serving.compute import Compute, Vector
 
 HALF_LIFE = 60.0
 """Seconds after which what a recipe brought counts half."""
@@ -98,5 +98,5 @@ async def measure(compute: Compute, weights: Mapping[str, float], slot: Tensor, 
     """
     async with compute.unit() as unit:
         build = min([await unit.build("linear", weights, slot) for _ in range(TIMES)])
-        passes = [await unit.forward(rows, [slot] * len(rows)) for _ in range(TIMES)]
+        passes = [await unit.forward(rows, [Vector(slot, "")] * len(rows)) for _ in range(TIMES)]
     return Costs(build, min(seconds for _, seconds in passes) / sum(len(row) for row in rows))

@@ -31,11 +31,11 @@ PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
 
 
-def work(connection: Connection, classifier: Classifier, slots: Vectors, threads: int) -> None:
+def work(connection: Connection, classifier: Classifier, slots: Vectors, threads: int, int8: bool) -> None:
     """A worker's life: answer until the other end of the pipe closes, for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service ends its workers
     torch.set_num_threads(threads)
-    machine = Machine(classifier, slots)
+    machine = Machine(classifier, slots, int8)
     gc.freeze()  # what the libraries made stays, and need not be walked again and again
     while True:
         try:
@@ -55,9 +55,9 @@ def work(connection: Connection, classifier: Classifier, slots: Vectors, threads
 class WorkerLane:
     """To the machine of a process of its own."""
 
-    def __init__(self, classifier: Classifier, slots: Vectors, threads: int) -> None:
+    def __init__(self, classifier: Classifier, slots: Vectors, threads: int, int8: bool = False) -> None:
         """`threads` of torch in the worker."""
-        self._life = (classifier, slots, threads)
+        self._life = (classifier, slots, threads, int8)
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
         self._serial = self._restarts = 0

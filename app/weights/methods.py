@@ -9,6 +9,9 @@ from torch import Tensor
 
 from app.weights.arena import Arena
 
+PIECE = 1 << 20
+"""Elements that are widened to float32 at a time."""
+
 Method = Callable[[Arena, Mapping[str, float], Tensor], None]
 """Takes the arena, the weight of each member (they add up to 1), and the slot (P,) that it fills."""
 
@@ -31,9 +34,14 @@ def _weighted_sum(rows: Tensor, weights: Tensor, out: Tensor) -> None:
     elif len(members) == 2:
         # lerp is exact at both ends and reads each row once; base + t * delta is neither.
         torch.lerp(rows[members[0]], rows[members[1]], w[members[1]], out=out)
-    else:
+    elif rows.dtype == torch.float32:
         # One product reads every row once; a chain of additions would read `out` again for each member.
         torch.mv(rows.T, weights.to(rows), out=out)
+    else:
+        # Half precision would round the weights and every partial sum: add up in float32, a piece at a time.
+        for start in range(0, len(out), PIECE):
+            part = slice(start, start + PIECE)
+            out[part] = weights.to(rows.device) @ rows[:, part].float()
 
 
 METHODS: dict[str, Method] = {
