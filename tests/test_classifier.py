@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertModel
 
-from app.models import products
+from app.models import packed, products
+from app.models.attention import Grid
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
@@ -161,6 +162,16 @@ def test_company_in_a_batch_does_not_change_an_answer(bank: Bank) -> None:
     together = classifier.logits(bank.arena["angry"], rows)
     alone = torch.cat([classifier.logits(bank.arena["angry"], [row]) for row in rows])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_the_way_of_a_gpu_gives_the_same_logits(
+    architecture: Path, this_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS)
+    by_runs = Classifier(this_bank).logits(this_bank.arena["angry"], rows)
+    monkeypatch.setattr(packed, "texts_of", Grid)
+    in_a_grid = Classifier(this_bank).logits(this_bank.arena["angry"], rows)
+    torch.testing.assert_close(in_a_grid, by_runs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", ["angry@0.4", "angry@0.3+polite@0.5", "polite"])
