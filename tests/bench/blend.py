@@ -9,15 +9,17 @@ import torch
 from app.models.bank import Bank
 from app.weights.methods import METHODS
 
-COPY = "plain copy of as many bytes"
+COPY = "plain copy of one row"
+OURS = "ours: one pass into a warm slot"
 T = 0.4
 
 
-def ways(bank: Bank) -> dict[str, Callable[[], None]]:
-    """The copy that nothing can beat, our build into a warm slot, and the loop over a state_dict."""
+def ways(bank: Bank) -> dict[str, tuple[Callable[[], None], int]]:
+    """The copy, our build into a warm slot, and loops over a state_dict; each with the rows that it must move at least:
+    a copy reads one and writes one, a blend reads two and writes one."""
     arena = bank.arena
     base, variant = arena["base"], arena["finance"]
-    copied, slot = arena.new_vector(), arena.new_vector()
+    copied, slot = arena.new_slots(2).rows
     states = [{n: p.clone() for n, p in arena.layout.views(row).items()} for row in (base, variant)]
 
     def copy() -> None:
@@ -34,4 +36,9 @@ def ways(bank: Bank) -> dict[str, Callable[[], None]]:
         blended = {name: torch.lerp(states[0][name], states[1][name], T) for name in states[0]}
         assert len(blended) == len(states[0])
 
-    return {COPY: copy, "ours: one pass into a warm slot": ours, "loop of lerp": lerp_loop, "loop of (1-t)a + tb": loop}
+    return {
+        COPY: (copy, 2),
+        OURS: (ours, 3),
+        "loop of lerp": (lerp_loop, 3),
+        "loop of (1-t)a + tb": (loop, 3),
+    }

@@ -16,6 +16,7 @@ import torch
 from app.demo import corpus
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
+from app.models.int8 import Quantised
 from app.models.tokens import Row, TextEncoder
 
 ROUNDS = 3
@@ -53,6 +54,15 @@ def ours(bank: Bank) -> Run:
     classifier, slot = Classifier(bank), bank.arena.new_vector()
     slot.copy_(bank.arena["finance"])
     return lambda rows: classifier.logits(slot, rows)
+
+
+def ours_int8(bank: Bank) -> Run:
+    assert bank.family is not None
+    classifier, slot = Classifier(bank), bank.arena.new_vector()
+    slot.copy_(bank.arena["finance"])
+    with torch.inference_mode():
+        quantised = Quantised(bank.arena.layout, slot, bank.family.large_blocks)
+    return lambda rows: classifier.batch(rows, [quantised] * len(rows))
 
 
 def ours_every_row_its_own_t(bank: Bank) -> Run:
@@ -95,6 +105,7 @@ def openvino(bank: Bank) -> Run:
 
 WAYS: dict[str, tuple[Callable[[Bank], Run], bool]] = {
     "ours": (ours, False),
+    "ours, int8": (ours_int8, False),
     "ours, every text its own t": (ours_every_row_its_own_t, False),
     "transformers, padded": (transformers_eager, False),
     "transformers, sorted by length": (transformers_eager, True),

@@ -24,7 +24,7 @@ from app.models.bank import BankSpec
 from app.settings import Settings
 
 RECIPE = "finance@0.4"
-ROUNDS = 5
+ROUNDS = 3
 SETTLE = 3.0
 """Seconds for which a service that has just built its blends is left to write them to Redis."""
 REQUESTS = {1: 200, 8: 600, 32: 1_500}
