@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
@@ -24,6 +24,9 @@ lint: .venv/dev
 
 bench: .venv/dev .venv/bench
 	$(BIN)/python -m tests.bench
+
+soak: .venv/dev
+	$(BIN)/python -m tests.soak
 
 clean:
 	rm -rf .venv

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import uvicorn
@@ -29,9 +30,8 @@ def app(folder: str) -> FastAPI:
         return {"status": "ready"}
 
     @made.post("/v1/predict")
-    def predict(body: Body) -> list[dict[str, float | str]]:
-        scores: list[dict[str, float | str]] = classify(body.texts)
-        return scores
+    def predict(body: Body) -> dict[str, Any]:
+        return {"scores": classify(body.texts)}
 
     return made
 

@@ -80,7 +80,7 @@ async def _inside(file: Path, concurrency: int, count: int) -> float:
         return count / (time.perf_counter() - started)
 
 
-class _Caller(asyncio.Protocol):
+class Caller(asyncio.Protocol):
     """One connection that asks again as soon as it was answered. Bare, because a comfortable client would cost the two
     cores as much as the service does."""
 
@@ -114,14 +114,14 @@ async def _http(
     file: Path, concurrency: int, count: int, server: Sequence[str] = OURS, recipe: Callable[[], str] | None = None
 ) -> float:
     loop = asyncio.get_running_loop()
-    async with _running(file, server) as port:
+    async with running(file, server) as (port, _):
 
         async def load(callers: int, requests: int) -> None:
             asked = ({"texts": text} | ({"recipe": recipe()} if recipe else {}) for text in _texts(requests))
             bodies = (json.dumps(body).encode() for body in asked)
             ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(callers)]
             for end in ends:
-                await loop.create_connection(partial(_Caller, bodies, end), "127.0.0.1", port)
+                await loop.create_connection(partial(Caller, bodies, end), "127.0.0.1", port)
             await asyncio.gather(*ends)
 
         await load(8, 200)  # warm, and what the scheduler has to learn it has learnt
@@ -132,7 +132,8 @@ async def _http(
 
 
 @asynccontextmanager
-async def _running(file: Path, server: Sequence[str]) -> AsyncIterator[int]:
+async def running(file: Path, server: Sequence[str]) -> AsyncIterator[tuple[int, int]]:
+    """The port and the process id of a server that is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -146,7 +147,7 @@ async def _running(file: Path, server: Sequence[str]) -> AsyncIterator[int]:
                     break
             except OSError:
                 await asyncio.sleep(0.1)
-        yield port
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait()
