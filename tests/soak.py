@@ -135,9 +135,8 @@ def main() -> None:
         samples = asyncio.run(soak(requests, Path(folder)))
     early = [sample for sample in samples if sample.answers >= requests / 5]
     first, last = early[0], early[-1]
-    print(
-        f"memory: {last.bytes / first.bytes:.2f} times that after the first fifth; files: {first.files} to {last.files}"
-    )
+    growth = last.bytes / first.bytes
+    print(f"memory: {growth:.2f} times that after the first fifth; files: {first.files} to {last.files}")
     assert growth < GROWTH, "memory grows"
     assert last.files <= first.files + 4, "open files grow"  # a pool may hold a few connections more
 
