@@ -1,4 +1,4 @@
-"""The command line: serve a bank, or make and serve the demo."""
+"""The command line: serve a bank, choose t on labelled texts, or make and serve the demo."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from app import __version__
 from app.errors import BadBank, TweenError
+from app.search import command as choosing
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.models.bank import BankSpec
+    from app.search.local import LocalProvider
 
 
 HELLO = """
@@ -52,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     _listening(serve)
     serve.set_defaults(run=_serve)
 
+    sweep = commands.add_parser("sweep", help="choose t on labelled texts, and say how sure that is")
+    choosing.add_sweep(sweep)
+    sweep.set_defaults(run=lambda options: choosing.run_sweep(options, _provider, _logits_folder()))
+
     demo = commands.add_parser("demo", help="make the demo bank the first time, then serve it")
     demo.add_argument("--rebuild", action="store_true", help="train the demo bank anew")
     demo.add_argument("--only-build", action="store_true", help="do not serve it")
@@ -83,6 +89,27 @@ def _spec(options: argparse.Namespace, settings: Settings) -> BankSpec:
     if settings.bank is None:
         raise BadBank("nothing to serve: give --base FOLDER --variant NAME=FOLDER, or a bank file by --bank")
     return BankSpec.from_toml(settings.bank)
+
+
+def _provider(options: argparse.Namespace) -> LocalProvider:
+    """The bank for a command that needs logits and serves nobody."""
+    import transformers
+
+    from app.main import device_of
+    from app.search.local import LocalProvider
+
+    settings = Settings.from_environment(os.environ, bank=options.bank)
+    if not options.base:
+        # Beside a bank file, --variant says where to go and not what to load.
+        options = argparse.Namespace(base=None, bank=options.bank, variant=[])
+    transformers.logging.set_verbosity_error()
+    return LocalProvider.load(_spec(options, settings), device_of(settings.device), settings.max_tokens)
+
+
+def _logits_folder() -> Path:
+    from app.demo.build import cache_folder
+
+    return cache_folder() / "logits"
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -65,3 +65,7 @@ class WrongContentType(TweenError):
 
 class BadSettings(TweenError):
     """A setting that does not exist or has an impossible value; raised at start-up only."""
+
+
+class BadData(TweenError):
+    """Labelled texts that cannot be read or judged; the message names the line and what would do."""

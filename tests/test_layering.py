@@ -16,7 +16,7 @@ MAY_KNOW = {
     "cache": {"weights", "torch", "safetensors", "redis", "xxhash"},
     "serving": {"models", "cache", "weights", "torch"},
     "experiments": {"weights", "redis"},
-    "search": {"serving", "weights", "torch"},
+    "search": {"serving", "models", "weights", "torch", "numpy", "scipy", "matplotlib", "optuna", "pyarrow", "tqdm"},
     "api": {"serving", "experiments", "search", "weights", "fastapi", "pydantic", "starlette", "prometheus_client"},
     "demo": {"models", "weights", "search", "torch", "transformers", "huggingface_hub", "tqdm"},
 }

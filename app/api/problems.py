@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.errors import (
+    BadData,
     BadRecipe,
     BadTexts,
     BodyTooLarge,
@@ -37,6 +38,7 @@ STATUS: dict[type[TweenError], int] = {
     MemberBlend: 409,
     BodyTooLarge: 413,
     WrongContentType: 415,
+    BadData: 422,
     BadRecipe: 422,
     BadTexts: 422,
     Overloaded: 429,

@@ -45,7 +45,7 @@ def scores_along_t(file: Path, grid: Sequence[float] = GRID) -> dict[str, dict[f
 
 
 def _part(logits: Tensor, labels: Tensor, part: slice) -> Scores:
-    return scores(logits[part], labels[part])
+    return scores(logits[part].numpy(), labels[part].numpy())
 
 
 def print_table(file: Path) -> None:

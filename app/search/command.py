@@ -1,0 +1,246 @@
+"""`tween sweep` and `tween barrier`: options in, a table and a sentence out, and a folder of results.
+
+What computes is imported when it is needed, so that `tween --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from app.errors import BadData
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from app.search.dataset import Columns, Dataset
+    from app.search.line import Line
+    from app.search.local import LocalProvider
+    from app.search.passes import Progress
+    from app.search.question import Guard, Question
+
+Load = Callable[[argparse.Namespace], "LocalProvider"]
+"""Loads the bank that the options name."""
+
+POINT = 0.01
+
+
+def add_sweep(command: argparse.ArgumentParser) -> None:
+    """The options of `tween sweep`."""
+    command.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA[:WEIGHT]",
+        help="labelled texts that the blend is to serve, with the columns text and label: CSV, JSON lines or parquet",
+    )
+    command.add_argument(
+        "--guard",
+        action="append",
+        default=[],
+        metavar="DATA:MARGIN[:METRIC]",
+        help="labelled texts on which it must not get worse than the base by more than a margin, such as "
+        "general.csv:1pt (a point of accuracy) or general.csv:0.02:loss; may be repeated",
+    )
+    command.add_argument(
+        "--objective",
+        default="loss",
+        choices=("loss", "accuracy", "macro_f1", "ece", "brier", "cost", "worst_group"),
+        help="what is made best (loss: log loss at the temperature that fits)",
+    )
+    command.add_argument(
+        "--cost", metavar="ROWS", help="cost of each answer, a row per true label, such as '0,1,5;1,0,1;2,1,0'"
+    )
+    command.add_argument(
+        "--rule", choices=("nearest", "best"), help="nearest to the base of what is as good, or the best"
+    )
+    command.add_argument(
+        "--lambda",
+        dest="penalty",
+        default="0",
+        metavar="NUMBER",
+        help="minimise loss + lambda t^2 |delta|^2 instead, with this lambda, or one that 'folds' choose",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of resamples and folds (0)")
+    command.add_argument("--out", type=Path, help="folder of the results (sweep-LINE)")
+    _common(command)
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")
+    command.add_argument("--base", help="folder or hub name of the base, instead of --bank")
+    command.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the variant to move towards; beside --base, NAME=SOURCE",
+    )
+    command.add_argument(
+        "--line", help="where to move instead: airline..finance, or to a recipe: finance@0.4+airline@0.2"
+    )
+    command.add_argument("--where", metavar="COLUMN=VALUE", help="only rows with this value, such as split=test")
+    for role in ("text", "label", "group", "segment", "time"):
+        command.add_argument(
+            f"--{role}", metavar="COLUMN", help=f"the column of the {role}, if it is not found; '-': none"
+        )
+
+
+def run_sweep(options: argparse.Namespace, load: Load, store: Path) -> int:
+    """Sweep, print the answer, write the folder."""
+    from app.search import report
+    from app.search.evidence import findings
+    from app.search.passes import FolderStore, Passes
+    from app.search.sweep import sweep
+
+    provider = load(options)
+    question = question_of(options, provider)
+    with progress("sweep") as on_progress:
+        passes = Passes(provider, FolderStore(store), on_progress)
+        found = findings(question, *sweep(question, passes), passes, provider.labels)
+    folder = options.out or Path("sweep-" + found.end_name.replace("@", "-").replace("+", "-"))
+    report.write(found, folder)
+    print(f"\n{report.text_of(found)}\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    return 0
+
+
+def question_of(options: argparse.Namespace, provider: LocalProvider) -> Question:
+    """The question that the options put. Raises `BadData`, `BadRecipe` or `UnknownVariant`."""
+    from app.search.question import Question
+
+    columns = columns_of(options)
+    targets, shares = [], []
+    for text in options.data:
+        path, share = _with_weight(text)
+        targets.append(dataset_of_path(path, provider, columns))
+        shares.append(share)
+    line = line_of(options, provider)
+    penalty = _penalty(options.penalty)
+    question = Question(
+        line=line,
+        targets=targets,
+        shares=shares,
+        squared_length=line.squared_length(provider.delta_products),
+        guards=[_guard(text, provider, columns) for text in options.guard],
+        objective=options.objective,
+        rule=options.rule or ("best" if penalty else "nearest"),
+        penalty=penalty,
+        cost=_cost(options.cost, len(provider.labels)),
+        seed=options.seed,
+    )
+    names = [dataset.name for dataset in question.datasets]
+    if len(set(names)) < len(names):
+        raise BadData(f"two data sets have one name: {', '.join(sorted(names))}; name the files apart")
+    for dataset in question.datasets:
+        print(
+            f"{dataset.name}: {len(dataset)} texts; " + ", ".join(f"{r} from {c!r}" for r, c in dataset.columns.items())
+        )
+    return question
+
+
+def line_of(options: argparse.Namespace, provider: LocalProvider) -> Line:
+    """The line to move along: --line, else to what --variant names, else to the bank's only variant."""
+    from app.search.line import Line
+
+    loaded = provider.cookbook.variants
+    named = [text.partition("=")[0] for text in options.variant] or list(loaded)
+    if options.line is None and len(named) != 1:
+        raise BadData(f"which way? name one --variant, or a --line; loaded: {', '.join(loaded) or 'none'}")
+    return Line.read(options.line or named[0], provider.cookbook)
+
+
+def columns_of(options: argparse.Namespace) -> Columns:
+    from app.search.dataset import Columns
+
+    where = None
+    if options.where is not None:
+        column, equals, value = options.where.partition("=")
+        if not equals:
+            raise BadData(f"--where {options.where}: write COLUMN=VALUE")
+        where = (column, value)
+    return Columns(options.text, options.label, options.group, options.segment, options.time, where)
+
+
+def dataset_of_path(path: str, provider: LocalProvider, columns: Columns, labelled: bool = True) -> Dataset:
+    from app.search.dataset import read_dataset
+
+    return read_dataset(Path(path), provider.labels, columns, labelled)
+
+
+def _with_weight(text: str) -> tuple[str, float]:
+    """`own.csv:2` is a path and a weight; a path alone weighs 1."""
+    path, colon, weight = text.rpartition(":")
+    if not colon:
+        return text, 1.0
+    try:
+        share = float(weight)
+    except ValueError:
+        return text, 1.0
+    if not 0 < share < float("inf"):
+        raise BadData(f"{text}: a weight must be above 0")
+    return path, share
+
+
+def _guard(text: str, provider: LocalProvider, columns: Columns) -> Guard:
+    from app.search.question import Guard
+    from app.search.scores import CURVE_METRICS
+
+    path, _, rest = text.partition(":")
+    margin, _, metric = rest.partition(":")
+    metric = metric or "accuracy"
+    points = margin.endswith("pt")
+    try:
+        value = float(margin.removesuffix("pt")) * (POINT if points else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise BadData(f"--guard {text}: write DATA:MARGIN, such as {path or 'general.csv'}:1pt")
+    if metric not in CURVE_METRICS:
+        raise BadData(f"--guard {text}: no metric {metric!r}; metrics: {', '.join(CURVE_METRICS)}")
+    return Guard(dataset_of_path(path, provider, columns), metric, value)
+
+
+def _penalty(text: str) -> float | Literal["folds"]:
+    if text == "folds":
+        return "folds"
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise BadData(f"--lambda {text}: give a number from 0 up, or 'folds'")
+    return value
+
+
+def _cost(text: str | None, classes: int) -> NDArray[np.float64] | None:
+    import numpy as np
+
+    if text is None:
+        return None
+    try:
+        rows = [[float(cell) for cell in row.split(",")] for row in text.split(";")]
+    except ValueError:
+        rows = []
+    if len(rows) != classes or any(len(row) != classes for row in rows) or not np.isfinite(rows).all():
+        raise BadData(f"--cost {text}: give {classes} rows of {classes} numbers, such as '0,1;5,0' for two labels")
+    return np.array(rows)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """A progress bar in texts, where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda done, expected: None
+        return
+    with tqdm(desc=title, unit="text", dynamic_ncols=True) as bar:
+
+        def show(done: int, expected: int) -> None:
+            bar.total = expected
+            bar.update(done - bar.n)
+
+        yield show

@@ -1,0 +1,146 @@
+"""What a sweep found, as plain values: what results.json holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.search.choice import McNemar
+from app.search.scores import Bin
+from app.search.surrogate import Check
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class About:
+    """A data set as it took part. `labels` counts the texts of each label, `repeated` those that occur again."""
+
+    name: str
+    role: str
+    share: float
+    texts: int
+    repeated: int
+    labels: list[int]
+    columns: dict[str, str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Best:
+    """The recommendation. `interval` is where the best t may lie (95 %), `as_good` the first and last t within a paired
+    standard error of the best, `at_an_end` how often the best t of a resample is 0 or 1."""
+
+    t: float
+    recipe: str
+    temperature: float
+    interval: tuple[float, float]
+    as_good: tuple[float, float]
+    t_of_best_score: float
+    at_an_end: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """All scores at a t, at the temperature that fits there: by data set (or all targets together), then by metric."""
+
+    t: float
+    temperature: float
+    data: dict[str, dict[str, Value]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The objective at a t (less is better), its difference from the best t's on the same texts, and whether the guards
+    allow this t."""
+
+    t: float
+    value: float
+    difference: Value
+    allowed: bool
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Scores of a blend that was really run, and its reliability with and without its temperature."""
+
+    t: float
+    recipe: str
+    temperature: float
+    data: dict[str, dict[str, Value]]
+    reliability: list[Bin]
+    reliability_raw: list[Bin]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A guard at the chosen t: its metric there and at t = 0, the change for the worse, and in which share of the
+    resamples it stays within the margin."""
+
+    name: str
+    metric: str
+    margin: float
+    at_start: float
+    at_chosen: float
+    worse_by: Value
+    holds: float
+
+
+@dataclass(frozen=True)
+class Honest:
+    """Scores of the whole procedure on texts that had no say in it. `optimism` is how much better the chosen t looks on
+    the texts that chose it, in the objective."""
+
+    scores: dict[str, float]
+    optimism: float
+    folds: int
+    repeats: int
+    by_time: bool
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """lambda, |tau|^2, and their product: what t = 1 costs."""
+
+    weight: float
+    squared_length: float
+    at_the_end: float
+    by_folds: bool
+
+
+@dataclass
+class Findings:
+    """All that a sweep found. `passes` counts the blends that it needed, `passes_run` those that were not stored."""
+
+    line: str
+    start_name: str
+    end_name: str
+    labels: list[str]
+    objective: str
+    rule: str
+    data: list[About]
+    best: Best
+    start: Blend
+    chosen: Blend
+    end: Blend
+    against_start: McNemar
+    against_end: McNemar
+    honest: Honest
+    guards: list[Kept]
+    penalty: Penalty
+    first_guess: float
+    curve: list[Point]
+    compared: list[Compared]
+    way: str
+    checks: list[Check]
+    passes: int
+    passes_run: int
+    seed: int
+    sentence: str = ""
+    warnings: list[str] = field(default_factory=list)

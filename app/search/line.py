@@ -1,0 +1,65 @@
+"""The straight line between two recipes, along which a sweep moves: t = 0 is its start and t = 1 its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import BadRecipe
+from app.weights.arena import BASE
+from app.weights.recipe import Cookbook, Recipe
+
+
+@dataclass(frozen=True)
+class Line:
+    """theta(t) = (1 - t) theta_start + t theta_end, every point of it a linear recipe."""
+
+    start: Recipe
+    end: Recipe
+    cookbook: Cookbook
+
+    @classmethod
+    def read(cls, text: str, cookbook: Cookbook) -> Line:
+        """`finance` is base to finance, `airline..finance` one variant to another, and any other linear recipe is the
+        end of a line from the base. Raises `BadRecipe` or `UnknownVariant`."""
+        origin, dots, end = text.partition("..")
+        if dots and "@" not in text:
+            line = cls(cookbook.read(origin), cookbook.read(end), cookbook)
+        else:
+            line = cls(cookbook.read(BASE), cookbook.read(text), cookbook)
+        if line.start == line.end:
+            raise BadRecipe(f"{text!r} is no line: both ends are {line.start.text}")
+        return line
+
+    @property
+    def text(self) -> str:
+        """How a person would write the line."""
+        return f"{_named(self.start)}..{_named(self.end)}"
+
+    @property
+    def end_name(self) -> str:
+        return _named(self.end)
+
+    @property
+    def start_name(self) -> str:
+        return _named(self.start)
+
+    def at(self, t: float) -> Recipe:
+        """The recipe at t."""
+        start, end = self.start.t_by_variant, self.end.t_by_variant
+        mixed = {name: (1 - t) * start.get(name, 0.0) + t * end.get(name, 0.0) for name in {**start, **end}}
+        return self.cookbook.read({"t": mixed})
+
+    def squared_length(self, products: NDArray[np.float64]) -> float:
+        """|theta_end - theta_start|^2, from the inner products of the bank's deltas (V, V)."""
+        start, end = self.start.t_by_variant, self.end.t_by_variant
+        step = np.array([end.get(name, 0.0) - start.get(name, 0.0) for name in self.cookbook.variants])
+        return float(step @ products @ step)
+
+
+def _named(recipe: Recipe) -> str:
+    """A member by its name alone."""
+    text = recipe.text
+    return text.removesuffix("@1") if "+" not in text else text

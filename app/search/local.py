@@ -1,0 +1,57 @@
+"""Logits from a bank in this process: what the command line gives a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.models.bank import Bank, BankSpec, load_bank
+from app.models.classifier import Classifier
+from app.models.tokens import TextEncoder
+from app.weights import geometry
+from app.weights.methods import METHODS
+from app.weights.recipe import Cookbook, Recipe
+
+
+class LocalProvider:
+    """Builds one blend at a time in a slot of its own, and runs texts through it."""
+
+    def __init__(self, bank: Bank, max_tokens: int) -> None:
+        self.bank = bank
+        self.cookbook = Cookbook(bank.variants)
+        self._encoder = TextEncoder(bank.tokenizer, bank.config, max_tokens)
+        self._classifier = Classifier(bank)
+        self._slot = bank.arena.new_vector()
+        self._built: Recipe | None = None
+
+    @classmethod
+    def load(cls, spec: BankSpec, device: torch.device, max_tokens: int) -> LocalProvider:
+        """Raises `BadBank`."""
+        return cls(load_bank(spec, device), max_tokens)
+
+    @property
+    def labels(self) -> list[str]:
+        return self.bank.labels
+
+    @property
+    def delta_products(self) -> NDArray[np.float64]:
+        """Inner products of the deltas (V, V), in the order of the bank's variants."""
+        products: NDArray[np.float64] = geometry.gram(self.bank.arena.rows).numpy()
+        return products
+
+    def key(self, recipe: Recipe) -> str:
+        return f"{recipe.key(self.bank.fingerprint)}-{self._encoder.max_tokens}"
+
+    def logits(self, texts: Sequence[str], recipe: Recipe) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._classifier.logits(self.vector(recipe), self._encoder.encode(texts)).numpy()
+        return logits
+
+    def vector(self, recipe: Recipe) -> torch.Tensor:
+        """The blend's weights (P,), in a slot that the next other recipe overwrites."""
+        if recipe != self._built:
+            METHODS[recipe.method](self.bank.arena, recipe.weights, self._slot)
+            self._built = recipe
+        return self._slot

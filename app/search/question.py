@@ -1,0 +1,86 @@
+"""What a sweep is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import BadData
+from app.search.choice import Rule
+from app.search.dataset import Dataset
+from app.search.folds import FOLDS, REPEATS
+from app.search.line import Line
+from app.search.pool import DRAWS, Pool
+from app.search.scores import METRICS, Metric
+
+TOGETHER = "all targets"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A data set that must not get worse than at t = 0 by more than `margin`, in the metric's unit; 0.01 is a point."""
+
+    dataset: Dataset
+    metric: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which t of the line serves the targets best?
+
+    `shares` are the targets' weights, `squared_length` is |tau|^2, `penalty` is lambda, or `folds` to let them choose
+    it, and `cost` (C, C) is what answering the column costs where the row is true. Raises `BadData` for an objective
+    that these data lack.
+    """
+
+    line: Line
+    targets: Sequence[Dataset]
+    shares: Sequence[float]
+    squared_length: float
+    guards: Sequence[Guard] = ()
+    objective: str = "loss"
+    rule: Rule = "nearest"
+    penalty: float | Literal["folds"] = 0.0
+    cost: NDArray[np.float64] | None = None
+    draws: int = DRAWS
+    folds: int = FOLDS
+    repeats: int = REPEATS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective == "cost" and self.cost is None:
+            raise BadData("the objective cost needs a cost matrix")
+        if self.objective == "worst_group" and self.pool.groups is None:
+            raise BadData("the objective worst_group needs a column of segments or groups, or several data sets")
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """Targets, then guards."""
+        return [*self.targets, *(guard.dataset for guard in self.guards)]
+
+    @property
+    def pool(self) -> Pool:
+        """All targets together."""
+        return Pool.of(self.targets, self.shares)
+
+    @property
+    def views(self) -> dict[str, tuple[tuple[int, ...], Pool]]:
+        """What is scored, by name: every data set alone, and all targets together where there are several.
+
+        Each with the positions of its data sets among `datasets`.
+        """
+        alone: dict[str, tuple[tuple[int, ...], Pool]] = {
+            d.name: ((position,), Pool.of([d])) for position, d in enumerate(self.datasets)
+        }
+        if len(self.targets) == 1:
+            return alone
+        return {**alone, TOGETHER: (tuple(range(len(self.targets))), self.pool)}
+
+    @property
+    def metric(self) -> Metric:
+        return METRICS[self.objective]
