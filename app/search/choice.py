@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 Rule = Literal["nearest", "best"]
-"""`nearest`: the smallest t that is not worse than the best by more than one paired standard error, which changes the
-base least. `best`: the t of the best score."""
+"""`best`: the t of the best score. `nearest`: the smallest t that is not worse than the best by more than one paired
+standard error, which changes the base least, at a price that the error allows."""
 
 LEVEL = 0.95
 

@@ -55,7 +55,10 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
         "--cost", metavar="ROWS", help="cost of each answer, a row per true label, such as '0,1,5;1,0,1;2,1,0'"
     )
     command.add_argument(
-        "--rule", choices=("nearest", "best"), help="nearest to the base of what is as good, or the best"
+        "--rule",
+        choices=("best", "nearest"),
+        default="best",
+        help="the best t, or the smallest one within a standard error of it, which stays nearest to the base",
     )
     command.add_argument(
         "--lambda",
@@ -126,7 +129,7 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
         squared_length=line.squared_length(provider.delta_products),
         guards=[_guard(text, provider, columns) for text in options.guard],
         objective=options.objective,
-        rule=options.rule or ("best" if penalty else "nearest"),
+        rule=options.rule,
         penalty=penalty,
         cost=_cost(options.cost, len(provider.labels)),
         seed=options.seed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -77,6 +77,17 @@ class Dataset:
         """The labels of texts that have some."""
         assert self.labels is not None
         return self.labels
+
+    def subset(self, rows: NDArray[np.int64]) -> Dataset:
+        """Only these texts, in this order; groups are numbered anew."""
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in rows),
+            labels=None if self.labels is None else self.labels[rows],
+            groups=np.unique(self.groups[rows], return_inverse=True)[1],
+            segments=None if self.segments is None else self.segments[rows],
+            order=None if self.order is None else self.order[rows],
+        )
 
     @property
     def digest(self) -> str:

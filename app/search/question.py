@@ -44,7 +44,7 @@ class Question:
     squared_length: float
     guards: Sequence[Guard] = ()
     objective: str = "loss"
-    rule: Rule = "nearest"
+    rule: Rule = "best"
     penalty: float | Literal["folds"] = 0.0
     cost: NDArray[np.float64] | None = None
     draws: int = DRAWS

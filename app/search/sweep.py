@@ -5,7 +5,7 @@ Five passes and a check draw the curve (`curve.py`), every text is scored all al
 
     minimise over t:  L(theta_start + t tau) + lambda t^2 |tau|^2     subject to every guard
 
-Without a lambda the restraint is the rule: the smallest t that cannot be told from the best.
+Without a lambda the restraint may be the rule: the smallest t within a paired standard error of the best.
 """
 
 from __future__ import annotations
