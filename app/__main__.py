@@ -58,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     choosing.add_sweep(sweep)
     sweep.set_defaults(run=lambda options: choosing.run_sweep(options, _provider, _logits_folder()))
 
+    barrier = commands.add_parser("barrier", help="tell whether a line between two recipes can be blended at all")
+    choosing.add_barrier(barrier)
+    barrier.set_defaults(run=lambda options: choosing.run_barrier(options, _provider, _logits_folder()))
+
     demo = commands.add_parser("demo", help="make the demo bank the first time, then serve it")
     demo.add_argument("--rebuild", action="store_true", help="train the demo bank anew")
     demo.add_argument("--only-build", action="store_true", help="do not serve it")

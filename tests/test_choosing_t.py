@@ -73,6 +73,14 @@ def test_a_bank_may_be_named_by_its_members_and_a_line_may_run_between_variants(
     assert found["line"] == "angry..polite" and found["start"]["recipe"] == "angry@1"
 
 
+def test_a_barrier_is_measured_with_and_without_labels(run: Run, tmp_path: Path) -> None:
+    own = texts_file(tmp_path / "own.csv", 60, 1)
+    done = run("barrier", own, "--line", "angry..polite", "--label", "-", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "barrier.json").read_text())
+    assert found["sentence"] in done.stdout and not found["labelled"] and found["texts"] == 60
+
+
 REFUSED = [
     ("{own}", [], "which way? name one --variant, or a --line; loaded: angry, polite"),
     ("{own}", ["--variant", "odd"], "no variant 'odd'; loaded: base, angry, polite"),

@@ -6,8 +6,10 @@ What computes is imported when it is needed, so that `tween --help` stays quick.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -67,6 +69,11 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
         metavar="NUMBER",
         help="minimise loss + lambda t^2 |delta|^2 instead, with this lambda, or one that 'folds' choose",
     )
+    command.add_argument(
+        "--robustness",
+        action="store_true",
+        help="also perturb and attack texts of the first data set along t",
+    )
     command.add_argument("--seed", type=int, default=0, help="of resamples and folds (0)")
     command.add_argument("--out", type=Path, help="folder of the results (sweep-LINE)")
     _common(command)
@@ -97,16 +104,53 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path) -> int:
     from app.search import report
     from app.search.evidence import findings
     from app.search.passes import FolderStore, Passes
+    from app.search.robustness import TS, robustness
     from app.search.sweep import sweep
+    from app.search.whitebox import FastGradient
 
     provider = load(options)
     question = question_of(options, provider)
     with progress("sweep") as on_progress:
         passes = Passes(provider, FolderStore(store), on_progress)
         found = findings(question, *sweep(question, passes), passes, provider.labels)
+        if options.robustness:
+            ts = sorted({*TS, found.best.t})
+            target = question.targets[0]
+            found.robustness = robustness(question.line, target, ts, passes, question.seed, FastGradient(provider))
     folder = options.out or Path("sweep-" + found.end_name.replace("@", "-").replace("+", "-"))
     report.write(found, folder)
     print(f"\n{report.text_of(found)}\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    return 0
+
+
+def add_barrier(command: argparse.ArgumentParser) -> None:
+    """The options of `tween barrier`."""
+    command.add_argument("data", metavar="DATA", help="texts, with or without labels: CSV, JSON lines or parquet")
+    command.add_argument("--out", type=Path, help="write barrier.json there")
+    _common(command)
+
+
+def run_barrier(options: argparse.Namespace, load: Load, store: Path) -> int:
+    """Measure the barrier along a line, and print the verdict."""
+    from app.search.barrier import barrier
+    from app.search.passes import FolderStore, Passes
+
+    provider = load(options)
+    line = line_of(options, provider)
+    dataset = dataset_of_path(options.data, provider, columns_of(options), labelled=False)
+    with progress("barrier") as on_progress:
+        found = barrier(line, dataset, Passes(provider, FolderStore(store), on_progress))
+    print(f"{'t':>5}  {'log loss':>8}  {'above':>6}  {'error':>7}  above")
+    for at in found.steps:
+        if abs(at.t * 10 - round(at.t * 10)) < 1e-6:
+            print(
+                f"{at.t:>5g}  {at.loss:>8.3f}  {at.loss_above:>+6.3f}  {100 * at.error:>5.1f} %  "
+                f"{100 * at.error_above:+.1f} points"
+            )
+    print(f"\n{found.sentence}")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "barrier.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     return 0
 
 

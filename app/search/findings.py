@@ -114,6 +114,15 @@ class Penalty:
     by_folds: bool
 
 
+@dataclass(frozen=True)
+class Steadiness:
+    """At a t: the share of labels that flip, and the accuracy, on what perturbed texts became."""
+
+    t: float
+    flips: Value
+    accuracy: Value
+
+
 @dataclass
 class Findings:
     """All that a sweep found. `passes` counts the blends that it needed, `passes_run` those that were not stored."""
@@ -144,3 +153,4 @@ class Findings:
     seed: int
     sentence: str = ""
     warnings: list[str] = field(default_factory=list)
+    robustness: dict[str, list[Steadiness]] = field(default_factory=dict)

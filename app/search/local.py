@@ -49,6 +49,19 @@ class LocalProvider:
         logits: NDArray[np.float32] = self._classifier.logits(self.vector(recipe), self._encoder.encode(texts)).numpy()
         return logits
 
+    def padded(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What transformers reads: token ids and masks (B, L), short texts padded at the end."""
+        rows = self._encoder.encode(texts)
+        longest = max(map(len, rows))
+        pad = self.bank.tokenizer.pad_token_id or 0
+        inputs = {
+            "input_ids": torch.tensor([row.ids + [pad] * (longest - len(row)) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+        }
+        if "token_type_ids" in self.bank.tokenizer.model_input_names:
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        return {name: tensor.to(self.bank.device) for name, tensor in inputs.items()}
+
     def vector(self, recipe: Recipe) -> torch.Tensor:
         """The blend's weights (P,), in a slot that the next other recipe overwrites."""
         if recipe != self._built:

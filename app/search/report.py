@@ -61,7 +61,11 @@ def text_of(found: Findings) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     warnings = [f"Note: {warning}." for warning in found.warnings]
-    return "\n".join([*lines, "", found.sentence, *warnings])
+    steady = [
+        f"{name}: " + ", ".join(f"{100 * at.flips.value:.1f} % at t = {at.t:g}" for at in along)
+        for name, along in found.robustness.items()
+    ]
+    return "\n".join([*lines, *(["", "Labels that flip:", *steady] if steady else []), "", found.sentence, *warnings])
 
 
 def _blends(found: Findings) -> list[Blend]:
@@ -98,6 +102,7 @@ def _page(found: Findings, folder: Path) -> str:
         tests=_html_table(_tests(found)),
         guards=_section("What it costs elsewhere", _guards(found)),
         choice=_html_table(_choice(found)),
+        robustness=_section("How steady the answers are", _robustness(found)),
         data=_html_table(_data(found)),
         checks=_html_table(_checks(found)),
         points=json.dumps(_slider(found)).replace("<", "\\u003c"),
@@ -200,6 +205,18 @@ def _data(found: Findings) -> list[list[str]]:
         columns = ", ".join(f"{role}: {column}" for role, column in about.columns.items())
         share = f"{100 * about.share:.0f} %" if about.role == "target" else ""
         rows.append([about.name, about.role, share, str(about.texts), *map(str, counts), columns, about.digest[:12]])
+    return rows
+
+
+def _robustness(found: Findings) -> list[list[str]]:
+    """Flips, and accuracy below, of each perturbation at each t."""
+    if not found.robustness:
+        return [[]]
+    accuracy = METRICS["accuracy"]
+    rows = [["labels that flip, accuracy", *(f"t = {at.t:g}" for at in next(iter(found.robustness.values())))]]
+    for name, along in found.robustness.items():
+        cells = [f"{shown(accuracy, a.flips.value)}{SMALL}accuracy {shown(accuracy, a.accuracy.value)}" for a in along]
+        rows.append([name, *cells])
     return rows
 
 
