@@ -200,3 +200,22 @@ def test_half_precision_through_transformers(tmp_path: Path) -> None:
     rows = TextEncoder(banks[0].tokenizer, banks[0].config, 64).encode(TEXTS)
     theirs, ours = (Classifier(one).logits(one.arena["angry"], rows) for one in banks)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05 * theirs.abs().max().item())
+
+
+def test_batches_have_few_numbers_of_tokens(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def noted(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        calls.append(len(x))
+        return products.plain_product(x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(products, "product", noted)
+    classifier, encoder, seen = Classifier(bank), TextEncoder(bank.tokenizer, bank.config, 64), set()
+    for count in range(1, 120):
+        rows = encoder.encode(["late " * (i % 60) for i in range(count)])
+        tokens = sum(len(row) for row in rows)
+        calls.clear()
+        assert len(classifier.logits(bank.arena["angry"], rows)) == count
+        assert tokens <= calls[0] <= max(1.125 * tokens, tokens + 4)
+        seen.update(calls)
+    assert len(seen) < 60

@@ -22,6 +22,8 @@ from app.models.tokens import Row
 
 PADDING_TOLERATED = 1.25
 """Rows run together while the longest has at most this many times the tokens of the shortest."""
+STEPS, SMALLEST_STEP = 16, 4
+"""Numbers of tokens in a batch: up to 16 times a step they are multiples of it, then the step doubles."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,13 @@ class Classifier:
 
     def _packed(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
         assert self._family is not None
+        texts = len(rows)
+        if self._device.type == "cpu":
+            rows = [*rows, *_filling(rows)]
+            weights = [*weights, *[weights[-1]] * (len(rows) - texts)]
         batch = packed.pack(rows, self._family, self._reads_types, self._device)
-        return packed.forward(self._family, self._section(weights, [len(row) for row in rows]), batch).float().cpu()
+        logits = packed.forward(self._family, self._section(weights, [len(row) for row in rows]), batch)
+        return logits[:texts].float().cpu()
 
     def _section(self, weights: Sequence[Fixed | Mix], lengths: Sequence[int]) -> Operands:
         """The weights of rows of one section, which have so many tokens each."""
@@ -136,6 +143,20 @@ class Classifier:
             inputs["token_type_ids"] = types.to(device)
         logits: Tensor = model(**inputs).logits
         return logits
+
+
+def _filling(rows: Sequence[Row]) -> list[Row]:
+    """Rows that nobody asked for, which bring the tokens of a batch to one of a few numbers (64 up to 4,096).
+
+    oneDNN compiles kernels for every number of tokens that it meets and keeps them: a gigabyte after a thousand.
+    """
+    tokens = sum(len(row) for row in rows)
+    step = SMALLEST_STEP
+    while tokens > STEPS * step:
+        step *= 2
+    missing, longest = -tokens % step, len(rows[-1])
+    lengths = [longest] * (missing // longest) + [missing % longest] * (missing % longest > 0)
+    return [Row([0] * length, [0] * length, truncated=False) for length in lengths]
 
 
 def _of_like_length(rows: Sequence[Row]) -> list[range]:

@@ -70,8 +70,17 @@ class Fixed:
         scale, shift = (self._layout.view(self.vector, f"{name}.{part}") for part in ("weight", "bias"))
         return F.layer_norm(x, x.shape[-1:], scale, shift, epsilon)
 
-    def at(self, index: Tensor) -> Operands:
-        return self
+    def at(self, index: Tensor) -> Fixed:
+        return First(self._layout, self.vector)
+
+
+class First(Fixed):
+    """The same for the first token of each text: by plain products, because oneDNN compiles a kernel for every number
+    of tokens and keeps it, and how many texts a batch has is another number each time."""
+
+    def linear(self, block: Block, x: Tensor, activation: str | None = None, add: Tensor | None = None) -> Tensor:
+        weight, bias = (self._layout.block(self.vector, block, part) for part in ("weight", "bias"))
+        return plain_product(x, weight, bias, activation, add)
 
 
 class Blended:
@@ -103,7 +112,7 @@ class Blended:
         return self._mix(self._taking_part, self._shares, lambda member: member.norm(name, x, epsilon))
 
     def at(self, index: Tensor) -> Operands:
-        return Blended(self._members, self._partials, self._shares[index])
+        return Blended([member.at(index) for member in self._members], self._partials, self._shares[index])
 
     def _mix(self, numbers: Sequence[int], shares: Tensor, run: Callable[[Fixed], Tensor]) -> Tensor:
         """sum_m shares_m * run(member m), (N, width), over the members of these numbers."""
@@ -146,6 +155,13 @@ def product(
             return cast(Tensor, _ONEDNN.binary(x, add, weight.t(), bias, "add"))
         fused = activation or "none"
         return cast(Tensor, _ONEDNN.default(x, weight.t(), bias, fused, [], "none" if fused == "gelu" else ""))
+    return plain_product(x, weight, bias, activation, add)
+
+
+def plain_product(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: str | None = None, add: Tensor | None = None
+) -> Tensor:
+    """The same by torch's own operators."""
     out = torch.addmm(bias, x, weight)
     if add is not None:
         out += add
