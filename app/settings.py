@@ -41,6 +41,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     redis_namespace: str = Field("tween", pattern=r"^[A-Za-z0-9_-]+$", description="first part of every key in Redis")
     private_redis_mib: int = Field(1024, gt=0, description="memory of the private Redis, MiB")
     blend_ttl_s: int = Field(24 * 3600, gt=0, description="how long a blend stays in Redis unused by a write, s")
+    prediction_cache: bool = Field(True, description="whether predictions are remembered, here and in Redis")
+    prediction_ttl_s: int = Field(24 * 3600, gt=0, description="how long a prediction stays in Redis, s")
     batch_tokens: int = Field(4096, gt=0, description="most tokens in one forward pass")
     queue_rows: int = Field(1024, gt=0, description="most texts that may wait; beyond it callers get 429")
     max_texts: int = Field(512, gt=0, description="most texts in one call")

@@ -91,9 +91,13 @@ def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[S
 
 @pytest.fixture
 def serve(redis_url: str) -> Iterator[Callable[..., Service]]:
-    """Start services that use the tests' Redis; they stop at the end of the test."""
+    """Start services that use the tests' Redis; they stop at the end of the test.
+
+    They remember no predictions unless asked to: tests repeat texts, and mean to run them.
+    """
+    defaults = {"redis_url": redis_url, "prediction_cache": False}
     with ExitStack() as services:
-        yield lambda spec, **options: services.enter_context(running(spec, **{"redis_url": redis_url, **options}))
+        yield lambda spec, **options: services.enter_context(running(spec, **{**defaults, **options}))
 
 
 def _until_ready(client: httpx.Client, failures: list[Exception]) -> None:

@@ -33,6 +33,7 @@ class EngineMetrics(Collector):
         yield from self._batches()
         yield from self._units()
         yield from self._tiers()
+        yield from self._predictions()
         yield from self._scheduler()
 
     def _batches(self) -> Iterator[Metric]:
@@ -70,6 +71,19 @@ class EngineMetrics(Collector):
         sizes.add_metric(["all"], memory["slots"])
         yield events
         yield sizes
+
+    def _predictions(self) -> Iterator[Metric]:
+        """The hit ratio is (memory + redis) / (memory + redis + misses)."""
+        if self._engine.predictions is None:
+            return
+        events = CounterMetricFamily(
+            "tween_predictions",
+            "predictions found in memory or redis or missed, and entries in redis",
+            labels=["event"],
+        )
+        for event, count in self._engine.predictions.counters().items():
+            events.add_metric([event], count)
+        yield events
 
     def _scheduler(self) -> Iterator[Metric]:
         scheduler = self._engine.blends.scheduler

@@ -45,6 +45,7 @@ class PredictRequest(BaseModel):
     function: Literal["softmax", "sigmoid", "none"] | None = Field(
         None, description="what turns logits into scores; by default what the bank was trained for"
     )
+    cache: bool = Field(True, description="false: run the texts anew, look up and remember nothing")
 
     @field_validator("texts", mode="wrap")
     @classmethod
@@ -70,6 +71,7 @@ class PredictionReply(BaseModel):
     t: dict[str, float] = Field(description="t of each variant that took part", examples=[{"finance": 0.4}])
     tokens: int = Field(description="tokens read, special tokens included", examples=[9])
     truncated: bool = Field(description="the text was longer than the model reads; its end was ignored")
+    cached: bool = Field(description="remembered: the same input was run on this blend before")
 
 
 class TimingsReply(BaseModel):
@@ -91,7 +93,8 @@ class PredictReply(BaseModel):
         description="the blend's name in every cache", examples=["3b1f0c5e9a7d4e21b6c8d0f2a4e6c8b0"]
     )
     source: Literal["memory", "redis", "built", "mixed"] = Field(
-        description="where the blend came from; `mixed`: from the members row by row, or from several sources"
+        description="where the weights came from; `mixed`: from the members row by row, or from several sources. "
+        "Where every prediction was remembered, no weights were needed, and it says where the predictions were"
     )
     timings: TimingsReply
 
@@ -204,7 +207,7 @@ async def predict(
     """Classify texts with the weights that the recipe names."""
     given = body.recipe
     recipes = [_recipe(engine, one) for one in given] if isinstance(given, list) else _recipe(engine, given)
-    answer = await engine.predict(body.as_list(), recipes, body.function)
+    answer = await engine.predict(body.as_list(), recipes, body.function, body.cache)
     return _reply(answer, engine.bank.labels, body.top_k, many=isinstance(given, list))
 
 
@@ -306,6 +309,7 @@ def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool) -> 
                 t=prediction.recipe.t_by_variant,
                 tokens=prediction.tokens,
                 truncated=prediction.truncated,
+                cached=prediction.cached,
             )
         )
     recipes = [prediction.recipe.text for prediction in answer.predictions]

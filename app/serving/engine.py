@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.cache.predictions import Predictions
 from app.errors import BadTexts
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
@@ -18,6 +19,7 @@ from app.models.tokens import Row, Text, TextEncoder
 from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
 from app.serving.compute import Compute, Vector
+from app.serving.recollection import Recollection
 from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe
 
@@ -40,12 +42,16 @@ DEFAULT_FUNCTION = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """Scores (C,) of one text, in the order of the bank's labels, and the recipe of its weights."""
+    """Scores (C,) of one text, in the order of the bank's labels, and the recipe of its weights.
+
+    `cached`: they were remembered, and no weights were needed.
+    """
 
     scores: list[float]
     recipe: Recipe
     tokens: int
     truncated: bool
+    cached: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions in the order of the texts, the key of each one's blend, and where the weights came from."""
+    """Predictions in the order of the texts, the key of each one's blend, and where the weights came from.
+
+    Where every prediction was remembered, `source` is where they were.
+    """
 
     predictions: list[Prediction]
     keys: list[str]
@@ -73,7 +82,6 @@ class Answer:
 class _Part:
     """What became of the rows of one recipe."""
 
-    key: str
     source: str
     blend_ms: float
     scored: Scored
@@ -91,14 +99,17 @@ class Engine:
         batcher: Batcher,
         encoder: TextEncoder,
         tokenizing: Executor,
+        predictions: Predictions | None,
         default_recipe: Recipe,
         max_texts: int,
     ) -> None:
+        """Without `predictions`, every text is run."""
         self.bank = bank
         self.cookbook = cookbook
         self.blends = blends
         self.compute = compute
         self.batcher = batcher
+        self.predictions = predictions
         self.default_recipe = default_recipe
         self.max_tokens = encoder.max_tokens
         self._encoder = encoder
@@ -106,41 +117,59 @@ class Engine:
         self._max_texts = max_texts
 
     async def predict(
-        self, texts: Sequence[Text], recipes: Recipe | Sequence[Recipe], function: str | None = None
+        self, texts: Sequence[Text], recipes: Recipe | Sequence[Recipe], function: str | None = None, cache: bool = True
     ) -> Answer:
         """Classify texts with the blend of a recipe, or each with that of its own.
 
-        `function` is a key of FUNCTIONS; None takes the one that fits how the bank was trained. Raises
-        `BadTexts` for texts that cannot be read and `Overloaded` when too many wait.
+        `function` is a key of FUNCTIONS; None takes the one that fits how the bank was trained. Without `cache`,
+        predictions are neither looked up nor remembered. Raises `BadTexts` for texts that cannot be read and
+        `Overloaded` when too many wait.
         """
         started = time.perf_counter()
         self._check(texts)
         each = [recipes] * len(texts) if isinstance(recipes, Recipe) else list(recipes)
         if len(each) != len(texts):
             raise BadTexts(f"{len(texts)} texts and {len(each)} recipes; a list of recipes has one for every text")
-        rows, tokenize = await self._tokenize(texts)
-        logits = torch.empty(len(rows), len(self.bank.labels))
-        by_recipe: dict[Recipe, list[int]] = {}
-        for index, recipe in enumerate(each):
-            by_recipe.setdefault(recipe, []).append(index)
-        parts = await self._run(by_recipe, rows, logits)
+        keys = self._keys(each)
+        known = Recollection(self.predictions if cache else None, keys, texts)
+        rows, tokenize = await self._tokenize({index: texts[index] for index in known.unknown()})
+        await known.look_up(rows)
+        rows = {index: rows[index] for index in known.unknown()}
+        parts = await self._run_unknown(rows, each, known)
+        scores = self._scores(known.logits(), function)
         return Answer(
             [
-                Prediction(scores, recipe, len(row), row.truncated)
-                for scores, recipe, row in zip(self._scores(logits, function), each, rows, strict=True)
+                Prediction(scores[i], each[i], known[i].tokens, known[i].truncated, cached=i in known.sources)
+                for i in range(len(texts))
             ],
-            [parts[recipe].key for recipe in each],
-            _common([part.source for part in parts.values()]),
+            keys,
+            _common([part.source for part in parts] or list(known.sources.values())),
             Timings(
-                queue=max(part.scored.queue_ms for part in parts.values()),
-                blend=max(part.blend_ms for part in parts.values()),
+                queue=max((part.scored.queue_ms for part in parts), default=0.0),
+                blend=max((part.blend_ms for part in parts), default=0.0),
                 tokenize=tokenize,
-                forward=max(part.scored.forward_ms for part in parts.values()),
+                forward=max((part.scored.forward_ms for part in parts), default=0.0),
                 total=(time.perf_counter() - started) * 1e3,
             ),
         )
 
-    async def _run(self, by_recipe: Mapping[Recipe, list[int]], rows: list[Row], logits: Tensor) -> dict[Recipe, _Part]:
+    async def _run_unknown(
+        self, rows: Mapping[int, Row], recipes: Sequence[Recipe], known: Recollection
+    ) -> list[_Part]:
+        """Run the rows that nobody remembers, by their recipes, and have what they give remembered."""
+        if not rows:
+            return []
+        by_recipe: dict[Recipe, list[int]] = {}
+        for index in rows:
+            by_recipe.setdefault(recipes[index], []).append(index)
+        logits = torch.empty(len(recipes), len(self.bank.labels))
+        parts = await self._run(by_recipe, rows, logits)
+        known.learn(rows, logits[list(rows)])
+        return list(parts.values())
+
+    async def _run(
+        self, by_recipe: Mapping[Recipe, list[int]], rows: Mapping[int, Row], logits: Tensor
+    ) -> dict[Recipe, _Part]:
         """The rows of each recipe, side by side. Each holds its own blend and no other, so that no two requests can
         wait for slots that the other one holds; where one is refused, the rest is called off."""
 
@@ -149,7 +178,7 @@ class Engine:
             async with self.blends.use(recipe, sum(len(row) for row in mine)) as weights:
                 scored = await self.batcher.submit(mine, weights)
             logits[indices] = scored.logits
-            return _Part(weights.key, weights.source, weights.milliseconds, scored)
+            return _Part(weights.source, weights.milliseconds, scored)
 
         if len(by_recipe) == 1:
             ((recipe, indices),) = by_recipe.items()
@@ -193,14 +222,21 @@ class Engine:
                 # JSON can write half of a character (a lone surrogate), which no tokenizer can read.
                 raise BadTexts(f"text {index} is not valid Unicode: it holds a lone surrogate") from None
 
-    async def _tokenize(self, texts: Sequence[Text]) -> tuple[list[Row], float]:
+    def _keys(self, recipes: Sequence[Recipe]) -> list[str]:
+        """The key of each one's blend."""
+        keys = {recipe: self.blends.key(recipe) for recipe in dict.fromkeys(recipes)}
+        return [keys[recipe] for recipe in recipes]
+
+    async def _tokenize(self, texts: Mapping[int, Text]) -> tuple[dict[int, Row], float]:
+        if not texts:
+            return {}, 0.0
         started = time.perf_counter()
-        if sum(map(_characters, texts)) <= SHORT:
-            rows = self._encoder.encode(texts)
+        if sum(map(_characters, texts.values())) <= SHORT:
+            rows = self._encoder.encode(list(texts.values()))
         else:
             loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(self._tokenizing, self._encoder.encode, texts)
-        return rows, (time.perf_counter() - started) * 1e3
+            rows = await loop.run_in_executor(self._tokenizing, self._encoder.encode, list(texts.values()))
+        return dict(zip(texts, rows, strict=True)), (time.perf_counter() - started) * 1e3
 
     def _scores(self, logits: Tensor, function: str | None) -> list[list[float]]:
         name = function or DEFAULT_FUNCTION[self.bank.problem_type]

@@ -61,7 +61,7 @@ def _texts(count: int) -> Iterator[str]:
 
 async def _inside(file: Path, concurrency: int, count: int) -> float:
     async with AsyncExitStack() as resources:
-        engine = await build_engine(Settings(), BankSpec.from_toml(file), resources)
+        engine = await build_engine(Settings(prediction_cache=False), BankSpec.from_toml(file), resources)
         recipe = engine.cookbook.read(RECIPE)
 
         async def load(callers: int, requests: int) -> None:
@@ -117,7 +117,7 @@ async def _http(
     async with running(file, server) as (port, _):
 
         async def load(callers: int, requests: int) -> None:
-            asked = ({"texts": text} | ({"recipe": recipe()} if recipe else {}) for text in _texts(requests))
+            asked = ({"texts": text} | ({"recipe": recipe(), "cache": False} if recipe else {}) for text in _texts(requests))
             bodies = (json.dumps(body).encode() for body in asked)
             ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(callers)]
             for end in ends:
@@ -132,13 +132,13 @@ async def _http(
 
 
 @asynccontextmanager
-async def running(file: Path, server: Sequence[str]) -> AsyncIterator[tuple[int, int]]:
-    """The port and the process id of a server that is ready."""
+async def running(file: Path, server: Sequence[str], **environ: str) -> AsyncIterator[tuple[int, int]]:
+    """The port and the process id of a server that is ready, with these settings."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-W", "ignore", "-m", *(part.format(file=file, port=port) for part in server)]
-    process = subprocess.Popen(command, env={**os.environ, "TWEEN_LOG_LEVEL": "error"})
+    process = subprocess.Popen(command, env={**os.environ, "TWEEN_LOG_LEVEL": "error", **environ})
     try:
         while True:
             assert process.poll() is None, "the service ended"

@@ -1,0 +1,143 @@
+"""`python -m tests.bench.cache_hits`: what remembered predictions and blends in memory save and cost.
+
+Two services share a Redis; one fills it, the other is measured, so that it meets predictions that only Redis holds.
+The ways take turns on that one service in every round; figures are medians, and ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from app.cache.private_redis import PrivateRedis, find_server
+from app.demo.build import demo_bank
+from app.main import build_engine
+from app.models.bank import BankSpec
+from app.serving.engine import Engine
+from app.settings import Settings
+from tests.bench.requests import HEAD, RECIPE, TEXTS, service
+
+ROUNDS = 7
+CONCURRENCIES = (1, 8, 32)
+RUN = 400
+"""Texts of a round that are run, by every way that runs them."""
+WAYS = ("forward pass", "in memory", "in Redis", "new, looked up in vain")
+
+
+async def rate(port: int, texts: Sequence[str], concurrency: int, cache: bool = True) -> float:
+    """Requests per second, one text each, over bare HTTP: a comfortable client would cost as much as the service."""
+    waiting = iter(texts)
+
+    async def caller() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for text in waiting:
+            body = json.dumps({"texts": text, "recipe": RECIPE, "cache": cache}).encode()
+            writer.write(HEAD % len(body) + body)
+            reply = await reader.readuntil(b"\r\n\r\n")
+            assert reply.startswith(b"HTTP/1.1 200"), reply
+            length = next(line for line in reply.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.split(b":")[1]))
+        writer.close()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    return len(texts) / (time.perf_counter() - started)
+
+
+@asynccontextmanager
+async def services(file: Path) -> AsyncIterator[tuple[int, int]]:
+    """The ports of two services on one Redis."""
+    server = find_server()
+    assert server is not None
+    redis = PrivateRedis(server, 256)
+    try:
+        async with service(file, REDIS_URL=redis.url) as one, service(file, REDIS_URL=redis.url) as two:
+            yield one, two
+    finally:
+        redis.stop()
+
+
+async def print_rates(file: Path) -> None:
+    async with services(file) as (filling, measured):
+        numbers = itertools.count()
+
+        def new() -> list[str]:
+            """Texts that nobody has seen, as long as the others."""
+            number = next(numbers)
+            return [f"{text} {number}" for text in TEXTS[:RUN]]
+
+        for port in (filling, measured):
+            await rate(port, TEXTS[-128:], 8, cache=False)
+        await rate(measured, TEXTS, 8)
+        for concurrency in CONCURRENCIES:
+            rounds: list[list[float]] = []
+            for _ in range(ROUNDS):
+                shared = new()
+                await rate(filling, shared, 32)
+                await asyncio.sleep(0.1)
+                rounds.append(
+                    [
+                        await rate(measured, new(), concurrency, cache=False),
+                        await rate(measured, TEXTS, concurrency),
+                        await rate(measured, shared, concurrency),
+                        await rate(measured, new(), concurrency),
+                    ]
+                )
+            columns = list(zip(*rounds, strict=True))
+            rates = [f"{statistics.median(column):.0f}" for column in columns]
+            ratios = [
+                f"{statistics.median(way / run for way, run in zip(column, columns[0], strict=True)):.2f}"
+                for column in columns[1:]
+            ]
+            print(f"| {concurrency} | {' | '.join(rates)} | {' | '.join(ratios)} |")
+
+
+async def memory_hit(file: Path) -> tuple[float, float, float]:
+    """Microseconds of getting a blend that lies in memory, of getting a member, and of a whole prediction with it."""
+    async with AsyncExitStack() as resources:
+        engine = await build_engine(Settings(prediction_cache=False), BankSpec.from_toml(file), resources)
+        await engine.predict([TEXTS[0]], engine.cookbook.read(RECIPE))
+        rounds = [
+            [await _getting(engine, RECIPE), await _getting(engine, "finance"), await _predicting(engine)]
+            for _ in range(ROUNDS)
+        ]
+    blend, member, whole = (statistics.median(values) * 1e6 for values in zip(*rounds, strict=True))
+    return blend, member, whole
+
+
+async def _getting(engine: Engine, text: str, times: int = 2000) -> float:
+    started = time.perf_counter()
+    for _ in range(times):
+        async with engine.blends.use(engine.cookbook.read(text), 20) as weights:
+            assert weights.source == "memory"
+    return (time.perf_counter() - started) / times
+
+
+async def _predicting(engine: Engine, times: int = 100) -> float:
+    started = time.perf_counter()
+    for text in TEXTS[:times]:
+        await engine.predict([text], engine.cookbook.read(RECIPE))
+    return (time.perf_counter() - started) / times
+
+
+def main() -> None:
+    file = demo_bank()
+    print(f"Requests per second over HTTP, one text each, recipe {RECIPE}; medians of {ROUNDS} rounds\n")
+    print(f"| concurrency | {' | '.join(WAYS)} | {' | '.join(f'{way} / pass' for way in WAYS[1:])} |")
+    print("|---|---|---|---|---|---|---|---|")
+    asyncio.run(print_rates(file))
+    blend, member, whole = asyncio.run(memory_hit(file))
+    print("\nA blend that lies in memory, from the recipe's text to its weights\n")
+    print("| blend in memory, us | member of the bank, us | whole prediction in process, us | share |")
+    print("|---|---|---|---|")
+    print(f"| {blend:.0f} | {member:.0f} | {whole:.0f} | {blend / whole:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
