@@ -31,6 +31,24 @@ class MemberBlend(TweenError):
     """A member's own weights are to be deleted; they stay as long as the bank does."""
 
 
+class UnknownAlias(TweenError):
+    """A recipe or a call names an alias that does not exist."""
+
+
+class BadAlias(TweenError):
+    """A name that no alias can have."""
+
+
+class AliasConflict(TweenError):
+    """An alias is not in the state that the caller believes: at another version, or with nothing to go back to."""
+
+
+class RedisAway(TweenError):
+    """What every pod must learn at once cannot be told now, because Redis does not answer or refuses to write."""
+
+    retry_after = 2
+
+
 class BadTexts(TweenError):
     """Texts that cannot be classified: none, empty ones, or too many."""
 

@@ -19,7 +19,8 @@ from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis
 
 from app import __version__
-from app.api import metrics, middleware, native, probes, problems
+from app.api import alias_routes, metrics, middleware, native, probes, problems
+from app.cache.alias_store import AliasStore
 from app.cache.memory import MemoryTier
 from app.cache.predictions import Predictions
 from app.cache.private_redis import PrivateRedis, find_server
@@ -30,6 +31,7 @@ from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
 from app.models.int8 import int8_is_fast
 from app.models.tokens import TextEncoder
+from app.serving.aliases import Aliases
 from app.serving.batcher import Batcher
 from app.serving.blends import Blends
 from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
@@ -79,6 +81,7 @@ def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Excepti
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
     app.add_middleware(middleware.RequestId)
     app.include_router(native.router)
+    app.include_router(alias_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
@@ -115,8 +118,22 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
         resources.push_async_callback(predictions.close)
 
     default = cookbook.read(settings.default_recipe)
+    aliases = Aliases(cookbook, blends, AliasStore(redis, settings.redis_namespace) if redis else None)
+    resources.push_async_callback(aliases.close)
+    await aliases.start()
+
     engine = Engine(
-        bank, cookbook, blends, compute, batcher, encoder, tokenizing, predictions, default, settings.max_texts
+        bank,
+        cookbook,
+        blends,
+        compute,
+        batcher,
+        encoder,
+        tokenizing,
+        predictions,
+        aliases,
+        default,
+        settings.max_texts,
     )
     # What the libraries made stays, and a collector that walked it would stop the loop for a tenth of a second.
     gc.collect()

@@ -33,7 +33,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "auto",
         description="processes that compute: auto (one for each core; none on a GPU), or how many; 0 is a thread",
     )
-    default_recipe: str = Field("base", description="the recipe of requests that name none")
+    default_recipe: str = Field("base", description="the recipe of requests that name none, without @prod")
     t_low: float = Field(-1.0, le=0, allow_inf_nan=False, description="lowest t that a recipe may name")
     t_high: float = Field(2.0, ge=1, allow_inf_nan=False, description="highest t that a recipe may name")
     memory_tier_mib: int = Field(1024, gt=0, description="room for finished blends in this process, MiB")

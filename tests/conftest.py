@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI
+from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
 from app.cache.private_redis import PrivateRedis, find_server
@@ -58,6 +60,38 @@ def redis(redis_url: str) -> Iterator[Redis]:
     client.close()
 
 
+@pytest.fixture
+def cluster_port(tmp_path: Path) -> Iterator[int]:
+    """The port of a cluster of one node, which clients treat like any other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1] % 50_000 + 2_000  # its bus takes the port 10,000 above
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--dir", str(tmp_path)]
+    server = subprocess.Popen([str(find_server()), *options, "--save", ""], stdout=subprocess.DEVNULL)
+    client = Redis(port=port)
+    try:
+        _until_answers(lambda: bool(client.ping()))
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        _until_answers(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        yield port
+    finally:
+        client.close()
+        server.kill()
+        server.wait()
+
+
+def _until_answers(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if holds():
+                return
+        except RedisConnectionError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError("the redis-server does not answer")
+
+
 @dataclass
 class Service:
     """A running service: a client for it, its application, and why its bank could not be loaded."""
@@ -93,9 +127,10 @@ def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[S
 def serve(redis_url: str) -> Iterator[Callable[..., Service]]:
     """Start services that use the tests' Redis; they stop at the end of the test.
 
-    They remember no predictions unless asked to: tests repeat texts, and mean to run them.
+    They remember no predictions unless asked to: tests repeat texts, and mean to run them. Their memory is small,
+    because touching all of it is most of what starting such a service takes.
     """
-    defaults = {"redis_url": redis_url, "prediction_cache": False}
+    defaults = {"redis_url": redis_url, "prediction_cache": False, "memory_tier_mib": 16}
     with ExitStack() as services:
         yield lambda spec, **options: services.enter_context(running(spec, **{**defaults, **options}))
 

@@ -81,6 +81,23 @@ def test_the_next_to_go_is_told_before_it_goes(tier: MemoryTier) -> None:
     assert keys(tier) == ["a", "c", "d"]
 
 
+def test_what_is_kept_goes_last_and_blocks_nobody(tier: MemoryTier) -> None:
+    tier.keep("a")
+    tier.keep("a")
+    for key in "abcde":
+        put(tier, key)
+    assert keys(tier) == ["a", "d", "e"] and tier.is_kept("a")
+    tier.let_go("a")
+    put(tier, "f")
+    assert keys(tier) == ["a", "e", "f"]
+    for key in "ef":
+        tier.keep(key)
+    put(tier, "g")
+    assert keys(tier) == ["e", "f", "g"], "where all are kept, the least recently used goes"
+    tier.let_go("a")
+    assert not tier.is_kept("a")
+
+
 def test_hits_and_misses_are_counted(tier: MemoryTier) -> None:
     put(tier, "a")
     tier.pin("a")

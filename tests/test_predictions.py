@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
-import subprocess
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 from redis import Redis
@@ -18,7 +13,6 @@ from redis.asyncio import RedisCluster
 
 from app.cache import predictions as module
 from app.cache.predictions import Known, Name, Predictions
-from app.cache.private_redis import find_server
 from app.cache.shared import connect
 
 LOGITS = struct.pack("<3f", 0.25, -1.5, 3.0)
@@ -246,41 +240,6 @@ def test_without_redis_this_process_remembers_alone_within_its_bound() -> None:
 
 
 # -- a cluster -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster_port(tmp_path: Path) -> Iterator[int]:
-    """A cluster of one node, which a client treats like any other."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] % 50_000 + 2_000  # its bus takes the port 10,000 above
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--dir", str(tmp_path)]
-    server = subprocess.Popen([str(find_server()), *options, "--save", ""], stdout=subprocess.DEVNULL)
-    client = Redis(port=port)
-    try:
-        _until(lambda: bool(client.ping()))
-        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        _until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
-        yield port
-    finally:
-        client.close()
-        server.kill()
-        server.wait()
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            if holds():
-                return
-        except OSError:
-            pass
-        except Exception as error:
-            if "Connection" not in type(error).__name__:
-                raise
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 def test_on_a_cluster_blends_lie_in_different_slots(cluster_port: int) -> None:

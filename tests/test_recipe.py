@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import BadRecipe, TweenError, UnknownVariant
+from app.errors import BadRecipe, TweenError, UnknownAlias, UnknownVariant
 from app.weights.recipe import Cookbook
 
 COOKBOOK = Cookbook(["airline", "finance"])
@@ -116,7 +116,12 @@ REFUSED = [
     ("finance@0.1:0.9", BadRecipe, "over the layers"),
     ("finance@auto", BadRecipe, "automatic t"),
     ("finance@auto:entropy", BadRecipe, "automatic t"),
-    ("@prod", BadRecipe, "names an alias"),
+    ("@prod", UnknownAlias, "no alias 'prod'; aliases here: none yet"),
+    (" @prod@0.4", BadRecipe, "'@prod@0.4' names no alias: an alias stands alone"),
+    ("@", BadRecipe, "names no alias"),
+    ("@" + "a" * 5_000, UnknownAlias, "no alias 'aaa"),
+    ("@prod+finance@0.2", BadRecipe, "an alias stands alone"),
+    ("finance@0.2+@prod", BadRecipe, "t is 'prod'"),
     ("exp:tone", BadRecipe, "names an experiment"),
 ]
 
@@ -129,6 +134,14 @@ def test_a_refusal_says_what_was_asked_and_what_would_do(
         COOKBOOK.read(recipe)
     assert sentence in str(refusal.value)
     assert len(str(refusal.value)) < 300
+
+
+def test_an_alias_is_read_as_the_recipe_that_it_points_at() -> None:
+    cookbook = Cookbook(["finance"])
+    cookbook.aliases["prod"] = cookbook.read("finance@0.4")
+    assert cookbook.read(" @prod ") is cookbook.aliases["prod"]
+    with pytest.raises(UnknownAlias, match="no alias 'canary'; aliases here: @prod"):
+        cookbook.read("@canary")
 
 
 def test_bounds_can_be_narrowed() -> None:

@@ -34,6 +34,7 @@ class EngineMetrics(Collector):
         yield from self._units()
         yield from self._tiers()
         yield from self._predictions()
+        yield self._aliases()
         yield from self._scheduler()
 
     def _batches(self) -> Iterator[Metric]:
@@ -84,6 +85,14 @@ class EngineMetrics(Collector):
         for event, count in self._engine.predictions.counters().items():
             events.add_metric([event], count)
         yield events
+
+    def _aliases(self) -> Metric:
+        versions = GaugeMetricFamily(
+            "tween_alias_version", "version of each alias as this pod knows it", labels=["alias"]
+        )
+        for alias in self._engine.aliases.all():
+            versions.add_metric([alias.name], alias.version)
+        return versions
 
     def _scheduler(self) -> Iterator[Metric]:
         scheduler = self._engine.blends.scheduler

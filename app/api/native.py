@@ -25,8 +25,9 @@ from app.weights.recipe import Recipe
 RecipeField = Annotated[
     str | dict[str, Any],
     Field(
-        description='what to blend, as text (`finance@0.4`) or object (`{"variant": "finance", "t": 0.4}`)',
-        examples=["finance@0.4", {"t": {"finance": 0.3, "reviews": 0.2}}],
+        description='what to blend, as text (`finance@0.4`), object (`{"variant": "finance", "t": 0.4}`) or alias '
+        "(`@prod`)",
+        examples=["finance@0.4", "@prod", {"t": {"finance": 0.3, "reviews": 0.2}}],
     ),
 ]
 
@@ -39,7 +40,9 @@ class PredictRequest(BaseModel):
         examples=[["The refund came within a day.", "Third call and still no answer."]],
     )
     recipe: RecipeField | list[RecipeField] | None = Field(
-        None, description="what to blend; a list has a recipe for every text, and all run in one batch"
+        None,
+        description="what to blend; a list has a recipe for every text, and all run in one batch. By default "
+        "`@prod` if there is such an alias, else what is configured",
     )
     top_k: int | None = Field(None, ge=1, description="only the k most probable labels in `probabilities`")
     function: Literal["softmax", "sigmoid", "none"] | None = Field(
@@ -87,7 +90,8 @@ class TimingsReply(BaseModel):
 class PredictReply(BaseModel):
     predictions: list[PredictionReply]
     recipe: str | list[str] = Field(
-        description="the recipe in its canonical text (a list, if a list was sent)", examples=["finance@0.4"]
+        description="the recipe in its canonical text, of an alias what it points at (a list, if a list was sent)",
+        examples=["finance@0.4"],
     )
     key: str | list[str] = Field(
         description="the blend's name in every cache", examples=["3b1f0c5e9a7d4e21b6c8d0f2a4e6c8b0"]
@@ -157,7 +161,8 @@ class DeletedReply(BaseModel):
 
 async def json_only(request: Request) -> None:
     """Refuses a body that does not say that it is JSON, such as curl's default."""
-    if request.method not in ("POST", "PUT", "PATCH"):
+    has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+    if not has_body or request.method not in ("POST", "PUT", "PATCH"):
         return
     given = request.headers.get("content-type", "")
     kind = given.partition(";")[0].strip().lower()
@@ -170,7 +175,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "model": Problem}
     for status, description in {
         400: "the body is not JSON",
-        404: "no such variant or blend",
+        404: "no such variant, alias or blend",
         413: "the body is too large",
         415: "the body does not say that it is JSON",
         422: "texts or recipe cannot be read",

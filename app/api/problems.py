@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.errors import (
+    AliasConflict,
+    BadAlias,
     BadData,
     BadRecipe,
     BadTexts,
@@ -20,7 +22,9 @@ from app.errors import (
     Loading,
     MemberBlend,
     Overloaded,
+    RedisAway,
     TweenError,
+    UnknownAlias,
     UnknownBlend,
     UnknownVariant,
     WorkerLost,
@@ -35,15 +39,19 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: dict[type[TweenError], int] = {
     UnknownVariant: 404,
     UnknownBlend: 404,
+    UnknownAlias: 404,
     MemberBlend: 409,
+    AliasConflict: 409,
     BodyTooLarge: 413,
     WrongContentType: 415,
     BadData: 422,
     BadRecipe: 422,
     BadTexts: 422,
+    BadAlias: 422,
     Overloaded: 429,
     Loading: 503,
     WorkerLost: 503,
+    RedisAway: 503,
 }
 
 
@@ -61,7 +69,9 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     """The reply for a domain error."""
     name = type(error).__name__
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded | Loading | WorkerLost) else {}
+    headers = {}
+    if isinstance(error, Overloaded | Loading | WorkerLost | RedisAway):
+        headers["Retry-After"] = str(error.retry_after)
     body = Problem(
         type=f"urn:tween:{words.replace(' ', '-')}",
         title=words.capitalize(),

@@ -2,14 +2,16 @@
 
 The slots are allocated at start-up and reused for ever, because touching fresh memory costs three times what the
 blend itself costs, and because a fixed number of slots is a fixed amount of memory, whatever is asked for.
-A blend in use is pinned: its slot is neither overwritten nor handed on until the last user lets go.
+A blend in use is pinned: its slot is neither overwritten nor handed on until the last user lets go. A blend that
+must stay warm (an alias points at it, an experiment's arm runs on it) is kept: it goes only when every slot is in
+use or kept, because callers who wait for ever would be worse.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -44,6 +46,7 @@ class MemoryTier:
         self.hits = self.misses = self.evictions = 0
         self._free: list[Tensor] = list(slots)
         self._blends: OrderedDict[str, Blend] = OrderedDict()
+        self._kept: Counter[str] = Counter()
         self._freed = asyncio.Event()
 
     def pin(self, key: str) -> Blend | None:
@@ -93,7 +96,21 @@ class MemoryTier:
 
     def next_to_go(self) -> Blend | None:
         """The blend that would make room for another; None if all are in use."""
-        return next((blend for blend in self._blends.values() if blend.pins == 0), None)
+        idle = [blend for blend in self._blends.values() if blend.pins == 0]
+        return next((blend for blend in idle if not self.is_kept(blend.key)), idle[0] if idle else None)
+
+    def keep(self, key: str) -> None:
+        """Have the blend of that key, here now or later, stay as long as any other can go instead. To be undone by
+        as many calls of `let_go`."""
+        self._kept[key] += 1
+
+    def let_go(self, key: str) -> None:
+        self._kept[key] -= 1
+        if self._kept[key] <= 0:
+            del self._kept[key]
+
+    def is_kept(self, key: str) -> bool:
+        return key in self._kept
 
     def give_back(self, slot: Tensor) -> None:
         """Return a slot that was taken and holds nothing after all."""

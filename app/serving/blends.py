@@ -80,7 +80,9 @@ class Blends:
             return False
         memory = self._ladder.memory
         other = memory.next_to_go()
-        return memory.has_free_slot or (other is not None and expected > self.scheduler.heat(other.key))
+        if memory.has_free_slot or other is None:
+            return memory.has_free_slot
+        return not memory.is_kept(other.key) and expected > self.scheduler.heat(other.key)
 
     @asynccontextmanager
     async def lease(self, recipe: Recipe) -> AsyncIterator[Weights]:
@@ -98,6 +100,21 @@ class Blends:
 
         async with self._ladder.lease(key, recipe.text, build) as lease:
             yield Weights(key, recipe, Vector(lease.blend.vector, key), lease.source, lease.milliseconds)
+
+    async def keep(self, recipe: Recipe) -> None:
+        """Bring the recipe's weights into memory and let them stay as long as any others can go instead; to be
+        undone by `let_go`."""
+        self._ladder.memory.keep(self.key(recipe))
+        try:
+            async with self.lease(recipe):
+                pass
+        except BaseException:
+            self.let_go(recipe)
+            raise
+
+    def let_go(self, recipe: Recipe) -> None:
+        """Undo one `keep`: the recipe's weights may go when they have not been used for longest."""
+        self._ladder.memory.let_go(self.key(recipe))
 
     async def tiers(self, key: str) -> list[str]:
         """Names of the tiers that hold this blend."""

@@ -16,6 +16,7 @@ from app.errors import BadTexts
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
+from app.serving.aliases import DEFAULT, Aliases
 from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
 from app.serving.compute import Compute, Vector
@@ -100,6 +101,7 @@ class Engine:
         encoder: TextEncoder,
         tokenizing: Executor,
         predictions: Predictions | None,
+        aliases: Aliases,
         default_recipe: Recipe,
         max_texts: int,
     ) -> None:
@@ -110,11 +112,17 @@ class Engine:
         self.compute = compute
         self.batcher = batcher
         self.predictions = predictions
-        self.default_recipe = default_recipe
+        self.aliases = aliases
         self.max_tokens = encoder.max_tokens
+        self._default_recipe = default_recipe
         self._encoder = encoder
         self._tokenizing = tokenizing
         self._max_texts = max_texts
+
+    @property
+    def default_recipe(self) -> Recipe:
+        """The recipe of requests that name none: `@prod` if there is such an alias, else the configured one."""
+        return self.cookbook.aliases.get(DEFAULT, self._default_recipe)
 
     async def predict(
         self, texts: Sequence[Text], recipes: Recipe | Sequence[Recipe], function: str | None = None, cache: bool = True

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from app.errors import BadRecipe, UnknownVariant
+from app.errors import BadRecipe, UnknownAlias, UnknownVariant
 from app.weights.arena import BASE
 
 MICRO = 1_000_000
@@ -59,23 +59,37 @@ class Recipe:
 
 
 class Cookbook:
-    """Reads recipes for one bank: it knows the variants' names and the bounds of t."""
+    """Reads recipes for one bank: it knows the variants' names, the bounds of t, and the aliases.
+
+    `aliases` has the recipe of every alias that traffic may meet now; `serving/aliases.py` moves them.
+    """
 
     def __init__(self, variants: Sequence[str], low: float = -1.0, high: float = 2.0) -> None:
         self.variants = tuple(variants)
+        self.aliases: dict[str, Recipe] = {}
         self.low, self.high = Decimal(repr(low)), Decimal(repr(high))
 
     def read(self, recipe: object) -> Recipe:
-        """A recipe from its text or its JSON form.
+        """A recipe from its text, its JSON form, or `@` and the name of an alias.
 
-        Raises `BadRecipe` for what cannot be read or is out of bounds and `UnknownVariant` for a name
-        that is not in the bank; the message says what would do.
+        Raises `BadRecipe` for what cannot be read or is out of bounds, `UnknownVariant` for a name that is not in
+        the bank and `UnknownAlias` for one that is no alias; the message says what would do.
         """
         if isinstance(recipe, str):
-            return self._read_text(recipe)
+            return self._behind(recipe.strip()) if names_alias(recipe) else self._read_text(recipe)
         if isinstance(recipe, Mapping):
             return self._read_json(recipe)
         raise BadRecipe(f"a recipe is a text such as '{self._example}' or an object, not {_shown(recipe)}")
+
+    def _behind(self, text: str) -> Recipe:
+        """The recipe that an alias points at now."""
+        name = text.removeprefix("@")
+        if name in self.aliases:
+            return self.aliases[name]
+        if not NAME.fullmatch(name):
+            raise BadRecipe(f"{_shown(text)} names no alias: an alias stands alone, as in '@prod'")
+        there = ", ".join(f"@{other}" for other in sorted(self.aliases)[:20]) or "none yet"
+        raise UnknownAlias(f"no alias {_shown(name)}; aliases here: {there}. PUT /v1/aliases/NAME makes one")
 
     # -- text ------------------------------------------------------------------------------------------
 
@@ -96,8 +110,6 @@ class Cookbook:
         return self._canonical(t)
 
     def _refuse_what_comes_later(self, text: str) -> None:
-        if text.startswith("@"):
-            raise BadRecipe(f"{_shown(text)} names an alias; this version serves none yet. {self._offer}")
         if text.startswith("exp:"):
             raise BadRecipe(f"{_shown(text)} names an experiment; this version runs none yet. {self._offer}")
         if ";" in text:
@@ -233,6 +245,11 @@ class Cookbook:
     @property
     def _loaded(self) -> str:
         return ", ".join((BASE, *self.variants))
+
+
+def names_alias(recipe: object) -> bool:
+    """Whether a recipe is written as an alias, whatever stands behind it."""
+    return isinstance(recipe, str) and recipe.lstrip().startswith("@")
 
 
 def _micro(value: Decimal) -> int:

@@ -117,7 +117,9 @@ async def _http(
     async with running(file, server) as (port, _):
 
         async def load(callers: int, requests: int) -> None:
-            asked = ({"texts": text} | ({"recipe": recipe(), "cache": False} if recipe else {}) for text in _texts(requests))
+            asked = (
+                {"texts": text} | ({"recipe": recipe(), "cache": False} if recipe else {}) for text in _texts(requests)
+            )
             bodies = (json.dumps(body).encode() for body in asked)
             ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(callers)]
             for end in ends:
