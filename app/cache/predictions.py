@@ -50,8 +50,9 @@ NAMES_AT_ONCE = 1024
 MAX_ASKED = 64
 """Requests whose look-ups may wait for the one under way; whoever comes then is a miss."""
 MAX_UNWRITTEN = 4096
-AFTER = 0.005
-"""Seconds after which predictions are written: their answers have left, and others have joined them."""
+AFTER = 0.05
+"""Seconds after which predictions are written: their answers have left, and others have joined them, which makes a
+write several times cheaper."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,9 +276,16 @@ class Aliases:
         log.info("alias %s: version %d, %s", alias.name, alias.version, alias.recipe or "deleted")
 
     async def _listen(self, store: AliasStore) -> None:
+        def asked(ticket: str, text: str) -> None:
+            self._spawn(self._prepare(store, ticket, text))
+
         while True:
-            with suppress(RedisAway):
-                await store.listen(self._news.set, lambda ticket, text: self._spawn(self._prepare(store, ticket, text)))
+            try:
+                await store.listen(self._news.set, asked)
+            except RedisAway:
+                log.debug("aliases: redis is away")
+            except Exception:
+                log.exception("aliases: listening failed")
             await asyncio.sleep(CHECK_SECONDS)
 
     async def _prepare(self, store: AliasStore, ticket: str, text: str) -> None:
