@@ -114,7 +114,10 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
 
     predictions = None
     if settings.prediction_cache:
-        predictions = Predictions(redis, settings.redis_namespace, len(bank.labels), settings.prediction_ttl_s)
+        products = "int8" if settings.cpu_int8 == "on" else "float"
+        predictions = Predictions(
+            redis, settings.redis_namespace, products, len(bank.labels), settings.prediction_ttl_s
+        )
         resources.push_async_callback(predictions.close)
 
     default = cookbook.read(settings.default_recipe)

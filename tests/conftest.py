@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI
-from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
 from app.cache.private_redis import PrivateRedis, find_server
@@ -58,38 +56,6 @@ def redis(redis_url: str) -> Iterator[Redis]:
     client.flushall()
     yield client
     client.close()
-
-
-@pytest.fixture
-def cluster_port(tmp_path: Path) -> Iterator[int]:
-    """The port of a cluster of one node, which clients treat like any other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] % 50_000 + 2_000  # its bus takes the port 10,000 above
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--dir", str(tmp_path)]
-    server = subprocess.Popen([str(find_server()), *options, "--save", ""], stdout=subprocess.DEVNULL)
-    client = Redis(port=port)
-    try:
-        _until_answers(lambda: bool(client.ping()))
-        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        _until_answers(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
-        yield port
-    finally:
-        client.close()
-        server.kill()
-        server.wait()
-
-
-def _until_answers(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            if holds():
-                return
-        except RedisConnectionError:
-            pass
-        time.sleep(0.02)
-    raise AssertionError("the redis-server does not answer")
 
 
 @dataclass

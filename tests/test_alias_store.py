@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from redis import Redis
 from redis.asyncio import RedisCluster
+from servers import cluster
 
 from app.cache.alias_store import AliasStore
 from app.cache.shared import connect
@@ -60,12 +62,13 @@ def test_documents_are_swapped_and_pods_are_told(redis: Redis, redis_url: str) -
     assert redis.ttl("test:aliases") == -1
 
 
-def test_on_a_cluster_too(cluster_port: int) -> None:
-    async def main() -> None:
-        async with RedisCluster(host="127.0.0.1", port=cluster_port) as client:
+def test_on_a_cluster_too(tmp_path: Path) -> None:
+    async def main(port: int) -> None:
+        async with RedisCluster(host="127.0.0.1", port=port) as client:
             await asyncio.wait_for(swaps_and_tells(AliasStore(client, "test")), 30)
 
-    asyncio.run(main())
+    with cluster(tmp_path) as nodes:
+        asyncio.run(main(nodes[0].port))
 
 
 def test_of_many_who_swap_at_once_one_wins(redis: Redis, redis_url: str) -> None:
@@ -77,7 +80,7 @@ def test_of_many_who_swap_at_once_one_wins(redis: Redis, redis_url: str) -> None
     run(redis_url, scenario)
 
 
-def test_an_outage_is_one_sentence(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_outage_is_one_sentence(tmp_path: Path) -> None:
     async def scenario(store: AliasStore) -> None:
         calls: list[Callable[[], Awaitable[object]]] = [
             store.mark,
@@ -92,7 +95,7 @@ def test_an_outage_is_one_sentence(tmp_path_factory: pytest.TempPathFactory) -> 
             with pytest.raises(RedisAway, match=r"redis does not answer or refuses \(ConnectionError\)"):
                 await call()
 
-    run(f"unix://{tmp_path_factory.mktemp('none')}/redis.sock", scenario)
+    run(f"unix://{tmp_path}/redis.sock", scenario)
 
 
 def test_a_key_of_another_type_is_an_outage_and_not_an_error(redis: Redis, redis_url: str) -> None:

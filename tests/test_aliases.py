@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ import httpx
 import pytest
 from conftest import Service, running
 from redis import Redis
+from servers import server, until
 from torch import Tensor
 
-from app.cache.private_redis import find_server
 from app.models.bank import BankSpec
 from app.serving import aliases as module
 from app.weights.arena import Arena
@@ -68,13 +66,6 @@ def detail(reply: httpx.Response, status: int) -> str:
     return str(reply.json()["detail"])
 
 
-def until(holds: Callable[[], object], what: str = "") -> None:
-    deadline = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline, what or "it did not happen"
-        time.sleep(0.005)
-
-
 def first_at(client: httpx.Client, recipe: str) -> dict[str, Any]:
     """The first prediction for which `@prod` means that recipe."""
     seen: list[httpx.Response] = []
@@ -84,7 +75,7 @@ def first_at(client: httpx.Client, recipe: str) -> dict[str, Any]:
         assert seen[-1].status_code in (200, 404)  # a pod may not have heard of it yet
         return bool(seen[-1].json().get("recipe") == recipe)
 
-    until(arrived, f"@prod does not become {recipe}")
+    until(arrived)
     reply: dict[str, Any] = seen[-1].json()
     return reply
 
@@ -440,41 +431,27 @@ def test_deleted_aliases_are_forgotten_in_the_end(
     until(lambda: client.put("/v1/aliases/old", json={"recipe": "base", "version": 0}).json()["version"] == 1)
 
 
-@contextmanager
-def a_redis(sock: Path) -> Iterator[Redis]:
-    """A redis-server on that socket, until the context closes."""
-    options = ["--port", "0", "--unixsocket", str(sock), "--dir", str(sock.parent), "--save", ""]
-    server = subprocess.Popen([str(find_server()), *options], stdout=subprocess.DEVNULL)
-    client = Redis(unix_socket_path=str(sock))
-    try:
-        until(sock.exists)
-        yield client
-    finally:
-        client.close()
-        server.kill()
-        server.wait()
-        sock.unlink(missing_ok=True)
-
-
 def test_redis_gone_and_back(serve: Callable[..., Service], spec: BankSpec, tmp_path: Path) -> None:
-    sock = tmp_path / "redis.sock"
-    url = f"unix://{sock}"
-    client = serve(spec, redis_url=url).client
-    absent = client.put("/v1/aliases/prod", json={"recipe": "angry@0.4"})
-    assert "without it the pods cannot agree" in detail(absent, 503) and absent.headers["retry-after"] == "2"
-    assert predict(client)["recipe"] == "base"
-    with a_redis(sock):
+    with server(tmp_path) as made:
+        made.kill()
+        client = serve(spec, redis_url=made.url).client
+        absent = client.put("/v1/aliases/prod", json={"recipe": "angry@0.4"})
+        assert "without it the pods cannot agree" in detail(absent, 503) and absent.headers["retry-after"] == "2"
+        assert predict(client)["recipe"] == "base"
+        made.start()
         until(lambda: client.put("/v1/aliases/prod", json={"recipe": "angry@0.4"}).status_code == 201)
-        other = serve(spec, redis_url=url).client
+        other = serve(spec, redis_url=made.url).client
         assert predict(other)["recipe"] == "angry@0.4"
-    for pod in (client, other):
-        assert predict(pod)["recipe"] == "angry@0.4" and get(pod)["version"] == 1
-        assert detail(pod.delete("/v1/aliases/prod"), 503)
-        assert detail(pod.put("/v1/aliases/prod", json={"recipe": "base"}), 503)
-    assert predict(client)["recipe"] == "angry@0.4"
-    with a_redis(sock) as redis:
-        until(lambda: redis.hexists("tween:aliases", "prod"))
-        until(lambda: redis.pubsub_numsub("tween:aliases")[0][1] == 2)
+        made.kill()
+        for pod in (client, other):
+            assert predict(pod)["recipe"] == "angry@0.4" and get(pod)["version"] == 1
+            assert detail(pod.delete("/v1/aliases/prod"), 503)
+            assert detail(pod.put("/v1/aliases/prod", json={"recipe": "base"}), 503)
+        assert predict(client)["recipe"] == "angry@0.4"
+        made.start()
+        with made.client() as redis:
+            until(lambda: redis.hexists("tween:aliases", "prod"))
+            until(lambda: redis.pubsub_numsub("tween:aliases")[0][1] == 2)
         moved = put(other, "prod", "angry@0.5")
         assert (moved["version"], moved["pods_warm"]) == (2, 2)
         assert first_at(client, "angry@0.5")["source"] == "memory"
@@ -484,14 +461,13 @@ def test_a_redis_that_refuses_to_write_moves_nothing(
     serve: Callable[..., Service], spec: BankSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WARM_SECONDS", 0.3)
-    with a_redis(tmp_path / "redis.sock") as redis:
-        client = serve(spec, redis_url=f"unix://{tmp_path}/redis.sock").client
+    with server(tmp_path) as made, made.client() as redis:
+        client = serve(spec, redis_url=made.url).client
         put(client, "prod", "angry@0.4")
         redis.config_set("maxmemory-policy", "noeviction")
         redis.config_set("maxmemory", 1)
-        assert "redis does not answer or refuses" in detail(
-            client.put("/v1/aliases/prod", json={"recipe": "base"}), 503
-        )
+        refused = client.put("/v1/aliases/prod", json={"recipe": "base"})
+        assert "redis does not answer or refuses" in detail(refused, 503)
         assert get(client)["version"] == 1 and predict(client)["recipe"] == "angry@0.4"
         redis.config_set("maxmemory", 0)
         assert put(client, "prod", "base")["version"] == 2

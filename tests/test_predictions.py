@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio import RedisCluster
+from servers import cluster
 
 from app.cache import predictions as module
 from app.cache.predictions import Known, Name, Predictions
@@ -22,10 +24,12 @@ BLEND, ANOTHER = "a" * 32, "b" * 32
 NAME = Name.of(BLEND, [2, 7, 3], [0, 0, 0])
 
 
-def run(url: str | None, scenario: Callable[[Predictions, AsyncRedis], Awaitable[None]], ttl: int = 60) -> Predictions:
+def run(
+    url: str | None, scenario: Callable[[Predictions, AsyncRedis], Awaitable[None]], products: str = "float"
+) -> Predictions:
     async def main() -> Predictions:
         redis = connect(url or "unix:///nothing")
-        made = Predictions(redis if url else None, "test", 3, ttl)
+        made = Predictions(redis if url else None, "test", products, 3, ttl=60)
         await asyncio.wait_for(scenario(made, redis), 30)
         await made.close()
         await redis.aclose()
@@ -83,8 +87,9 @@ def test_what_one_process_ran_another_finds_in_a_few_dozen_bytes(redis: Redis, r
     assert (counters["writes"], counters["redis"], counters["misses"]) == (1, 2, 1)
     counters = run(redis_url, finds).counters()
     assert (counters["redis"], counters["misses"], counters["errors"]) == (1, 1, 0)
-    (key,) = redis.keys()
-    assert key == f"test:prediction:1:{{{BLEND}}}:{NAME.digest}".encode()
+    assert run(redis_url, remembers, products="int8").counters()["redis"] == 2, "its own, after a miss"
+    (key,) = redis.keys("*float*")
+    assert key == f"test:prediction:1:float:{{{BLEND}}}:{NAME.digest}".encode()
     assert len(redis.get(key)) == 21 and 50 < redis.ttl(key) <= 60
 
 
@@ -242,12 +247,12 @@ def test_without_redis_this_process_remembers_alone_within_its_bound() -> None:
 # -- a cluster -----------------------------------------------------------------------------------------
 
 
-def test_on_a_cluster_blends_lie_in_different_slots(cluster_port: int) -> None:
+def test_on_a_cluster_blends_lie_on_different_nodes(tmp_path: Path) -> None:
     names = [Name.of(blend, [i], [0]) for blend in (BLEND, ANOTHER, "c" * 32) for i in range(5)]
 
-    async def main() -> None:
-        async with RedisCluster(host="127.0.0.1", port=cluster_port) as redis:
-            predictions = Predictions(redis, "test", 3, 60)
+    async def main(port: int) -> None:
+        async with RedisCluster(host="127.0.0.1", port=port) as redis:
+            predictions = Predictions(redis, "test", "float", 3, 60)
             for name in names:
                 predictions.remember(name.blend, name.digest, Known(OTHERS, 1, False), name)
             await predictions.settle()
@@ -256,4 +261,5 @@ def test_on_a_cluster_blends_lie_in_different_slots(cluster_port: int) -> None:
             assert predictions.counters()["errors"] == 0
             await predictions.close()
 
-    asyncio.run(main())
+    with cluster(tmp_path) as nodes:
+        asyncio.run(main(nodes[0].port))

@@ -9,12 +9,13 @@ names, both below the blend's key, which stands for the bank (weights, labels, t
   and blanks, for another they are half of the meaning). Texts that it makes the same share an entry; pods that cut
   texts at different lengths do not; and a pair meets a text only where the model could not tell them apart, either.
 
-    NAMESPACE:prediction:1:{BLEND}:DIGEST       format, logits as float32, checksum over name and logits
+    NAMESPACE:prediction:1:PRODUCTS:{BLEND}:DIGEST      format, logits as float32, checksum over name and logits
 
-The braces are a hash tag: on a cluster, one MGET asks for all texts of a blend. Look-ups of requests that come in one
-turn of the loop, or while others are on their way, leave together; so do writes, after the answers. A prediction
-never waits for Redis longer than `PATIENCE`, and after a failure Redis is left alone for a moment. What is wrong,
-short or foreign is a miss, and the prediction that follows overwrites it.
+PRODUCTS is `float` or `int8`: pods that compute differently share nothing. The braces are a hash tag: on a cluster, one
+MGET asks for all texts of a blend. Look-ups of requests that come in one turn of the loop, or while others are on
+their way, leave together; so do writes, after the answers. A prediction never waits for Redis longer than
+`PATIENCE`, and after a failure Redis is left alone for a moment. What is wrong, short or foreign is a miss, and the
+prediction that follows overwrites it.
 """
 
 from __future__ import annotations
@@ -87,12 +88,15 @@ class _Asked:
 class Predictions:
     """Logits by blend and input. Lives on the event loop's thread; none of its methods raises."""
 
-    def __init__(self, redis: Redis | RedisCluster | None, namespace: str, classes: int, ttl: int) -> None:
-        """`classes` is C; `ttl` is in seconds. Without Redis, this process remembers alone."""
+    def __init__(
+        self, redis: Redis | RedisCluster | None, namespace: str, products: str, classes: int, ttl: int
+    ) -> None:
+        """`products` is `float` or `int8`, `classes` is C, `ttl` is in seconds. Without Redis, this process remembers
+        alone."""
         self.memory_hits = self.redis_hits = self.misses = 0
         self.wrong = self.errors = self.writes = self.dropped = 0
         self._redis = redis
-        self._prefix = f"{namespace}:prediction:{FORMAT}"
+        self._prefix = f"{namespace}:prediction:{FORMAT}:{products}"
         self._value = struct.Struct(f"<B{4 * classes}sQ")
         self._ttl = ttl
         self._capacity = max(1, NEAR_BYTES // (4 * classes + ENTRY_BYTES))

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from app.cache.private_redis import PrivateRedis, find_server
@@ -21,7 +22,7 @@ from app.main import build_engine
 from app.models.bank import BankSpec
 from app.serving.engine import Engine
 from app.settings import Settings
-from tests.bench.requests import HEAD, RECIPE, TEXTS, service
+from tests.bench.requests import OURS, RECIPE, TEXTS, Caller, running
 
 ROUNDS = 7
 CONCURRENCIES = (1, 8, 32)
@@ -31,22 +32,14 @@ WAYS = ("forward pass", "in memory", "in Redis", "new, looked up in vain")
 
 
 async def rate(port: int, texts: Sequence[str], concurrency: int, cache: bool = True) -> float:
-    """Requests per second, one text each, over bare HTTP: a comfortable client would cost as much as the service."""
-    waiting = iter(texts)
-
-    async def caller() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for text in waiting:
-            body = json.dumps({"texts": text, "recipe": RECIPE, "cache": cache}).encode()
-            writer.write(HEAD % len(body) + body)
-            reply = await reader.readuntil(b"\r\n\r\n")
-            assert reply.startswith(b"HTTP/1.1 200"), reply
-            length = next(line for line in reply.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.split(b":")[1]))
-        writer.close()
-
+    """Requests per second, one text each."""
+    loop = asyncio.get_running_loop()
+    bodies = (json.dumps({"texts": text, "recipe": RECIPE, "cache": cache}).encode() for text in texts)
+    ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(concurrency)]
     started = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    for end in ends:
+        await loop.create_connection(partial(Caller, bodies, end), "127.0.0.1", port)
+    await asyncio.gather(*ends)
     return len(texts) / (time.perf_counter() - started)
 
 
@@ -57,8 +50,11 @@ async def services(file: Path) -> AsyncIterator[tuple[int, int]]:
     assert server is not None
     redis = PrivateRedis(server, 256)
     try:
-        async with service(file, REDIS_URL=redis.url) as one, service(file, REDIS_URL=redis.url) as two:
-            yield one, two
+        async with (
+            running(file, OURS, REDIS_URL=redis.url) as (filling, _),
+            running(file, OURS, REDIS_URL=redis.url) as (measured, _),
+        ):
+            yield filling, measured
     finally:
         redis.stop()
 
