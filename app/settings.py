@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from app.cache.policy import Mode
 from app.errors import BadSettings
 
 PREFIX = "TWEEN_"
@@ -39,6 +40,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     memory_tier_mib: int = Field(1024, gt=0, description="room for finished blends in this process, MiB")
     redis_url: str | None = Field(None, description="the shared Redis; none starts a private one")
     redis_namespace: str = Field("tween", pattern=r"^[A-Za-z0-9_-]+$", description="first part of every key in Redis")
+    redis_blends: Mode = Field("auto", description="blends in Redis: auto (where that is sooner), always, never")
+    redis_blends_mib: int = Field(512, gt=0, description="room for this bank's blends in Redis, MiB")
     private_redis_mib: int = Field(1024, gt=0, description="memory of the private Redis, MiB")
     blend_ttl_s: int = Field(24 * 3600, gt=0, description="how long a blend stays in Redis unused by a write, s")
     prediction_cache: bool = Field(True, description="whether predictions are remembered, here and in Redis")

@@ -91,14 +91,14 @@ def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[S
 
 @pytest.fixture
 def serve(redis_url: str) -> Iterator[Callable[..., Service]]:
-    """Start services that use the tests' Redis; they stop at the end of the test.
+    """Start services that use the tests' Redis whatever that costs; they stop at the end of the test.
 
     They remember no predictions unless asked to: tests repeat texts, and mean to run them. Their memory is small,
     because touching all of it is most of what starting such a service takes.
     """
-    defaults = {"redis_url": redis_url, "prediction_cache": False, "memory_tier_mib": 16}
+    usual = {"redis_url": redis_url, "redis_blends": "always", "prediction_cache": False, "memory_tier_mib": 16}
     with ExitStack() as services:
-        yield lambda spec, **options: services.enter_context(running(spec, **{**defaults, **options}))
+        yield lambda spec, **options: services.enter_context(running(spec, **{**usual, **options}))
 
 
 def _until_ready(client: httpx.Client, failures: list[Exception]) -> None:

@@ -132,12 +132,14 @@ def until(true: object, seconds: float = START_SECONDS) -> None:
 class Line:
     """A TCP proxy to a server on 127.0.0.1, in a thread of its own. `state` may be changed while it runs.
 
-    `up` forwards; `cut` hangs up on everybody; `silent` takes connections and bytes and never answers; a number is
-    the bytes a second that come back. With a TLS context it is a TLS server in front of a plain one.
+    `up` forwards; `cut` hangs up on everybody; `hang up once` on whoever speaks next; `silent` takes connections and
+    bytes and never answers; a number is the bytes a second that come back. With a TLS context it is a TLS server in
+    front of a plain one.
     """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.state: str | int = "up"
+        self.connections = 0
         self._target = port
         self._tls = tls
         self._loop = asyncio.new_event_loop()
@@ -174,6 +176,7 @@ class Line:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         if self.state == "cut":
             writer.transport.abort()
             return
@@ -187,6 +190,9 @@ class Line:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, paced: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self.state == "hang up once":
+                    self.state = "up"
+                    break
                 while self.state == "silent":
                     await asyncio.sleep(0.02)
                 if paced and isinstance(self.state, int):

@@ -12,13 +12,14 @@ from redis.asyncio import RedisCluster
 from servers import cluster
 
 from app.cache.alias_store import AliasStore
-from app.cache.shared import connect
+from app.cache.client import connect
+from app.cache.redis_url import RedisUrl
 from app.errors import RedisAway
 
 
 def run(url: str, scenario: Callable[[AliasStore], Awaitable[None]]) -> None:
     async def main() -> None:
-        client = connect(url)
+        client = connect(RedisUrl.parse(url)).redis
         await asyncio.wait_for(scenario(AliasStore(client, "test")), 30)
         await client.aclose()
 

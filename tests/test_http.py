@@ -15,6 +15,7 @@ import torch
 from conftest import Service, running
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from servers import until
 from transformers import AutoModelForSequenceClassification
 
 from app.models.bank import Bank, BankSpec
@@ -237,6 +238,42 @@ def test_blends_are_made_listed_and_deleted(client: httpx.Client, bank: Bank) ->
     assert client.get("/v1/blends").json()["blends"] == []
     assert f"no blend '{body['key']}' is cached" in problem(client.get(f"/v1/blends/{body['key']}"), 404)
     assert "is cached" in problem(client.delete(f"/v1/blends/{body['key']}"), 404)
+
+
+def test_a_blend_tells_what_each_way_to_it_took(serve: Callable[..., Service], spec: BankSpec, redis: Redis) -> None:
+    one = serve(spec).client
+    key = one.post("/v1/blends", json={"recipe": "angry@0.4"}).json()["key"]
+    for _ in range(500):
+        costs = one.get(f"/v1/blends/{key}").json()["costs"]
+        if "write" in costs:
+            break
+    assert set(costs) == {"build", "write"} and all(milliseconds > 0 for milliseconds in costs.values())
+    two = serve(spec).client
+    assert two.post("/v1/blends", json={"recipe": "angry@0.4"}).json()["source"] == "redis"
+    assert set(two.get(f"/v1/blends/{key}").json()["costs"]) == {"fetch"}
+    known = known_costs(two)
+    assert ("build", "linear 2") in known and ("fetch", "") in known
+
+
+@pytest.mark.parametrize("setting", ["auto", "never"])
+def test_a_linear_blend_is_built_where_that_is_sooner(
+    serve: Callable[..., Service], spec: BankSpec, redis: Redis, setting: str
+) -> None:
+    client = serve(spec, redis_blends=setting).client
+    assert (("fetch", "") in known_costs(client)) == (setting == "auto")
+    assert predict(client, texts="ok", recipe="angry@0.4")["source"] == "built"
+    if setting == "never":
+        assert client.get("/v1/blends").json()["tiers"]["redis"]["misses"] == 0 and redis.dbsize() == 0
+
+
+def known_costs(client: httpx.Client) -> set[tuple[str, str]]:
+    """The ways to a blend whose costs are known, with the kind of build."""
+    return {
+        (sample.labels["way"], sample.labels["kind"])
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == "tween_blend_cost_seconds"
+    }
 
 
 def test_the_ends_are_members_that_need_no_build_and_stay(client: httpx.Client) -> None:
@@ -494,9 +531,19 @@ def test_without_redis_everything_is_served_and_readyz_says_so(
     assert predict(client, texts="ok", recipe="angry@0.4")["source"] == "built"
     assert predict(client, texts="ok", recipe="angry@0.4")["source"] == "memory"
     assert client.get("/readyz").json()["redis"] == "degraded"
+    assert 'tween_redis_breaker_openings_total{calls="small"} 1.0' in client.get("/metrics").text
     assert [blend["tiers"] for blend in client.get("/v1/blends").json()["blends"]] == [["memory"]]
     key = client.get("/v1/blends").json()["blends"][0]["key"]
     assert client.delete(f"/v1/blends/{key}").json()["tiers"] == ["memory"]
+
+
+@pytest.mark.parametrize("url", ["redis://:s3cret/pass@host", "redis://:s3cret@host?colour=red", "http://s3cret"])
+def test_an_address_that_cannot_be_used_is_refused_without_repeating_it(
+    serve: Callable[..., Service], spec: BankSpec, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = serve(spec, wait=False, redis_url=url)
+    until(lambda: service.failures)
+    assert "REDIS_URL" in str(service.failures[0]) and "s3cret" not in str(service.failures[0]) + caplog.text
 
 
 def test_a_bank_that_cannot_be_loaded_is_reported_and_never_served(

@@ -27,7 +27,15 @@ def keys(tier: MemoryTier) -> list[str]:
 def test_slots_are_reused_and_never_more_than_the_budget(tier: MemoryTier) -> None:
     places = {put(tier, str(i)) for i in range(1000)}
     assert len(places) == 3
-    assert tier.counters() == {"hits": 0, "misses": 0, "evictions": 997, "blends": 3, "slots": 3, "slot_bytes": 64}
+    assert tier.counters() == {
+        "hits": 0,
+        "misses": 0,
+        "evictions": 997,
+        "blends": 3,
+        "kept": 0,
+        "slots": 3,
+        "slot_bytes": 64,
+    }
 
 
 def test_the_least_recently_used_goes_first(tier: MemoryTier) -> None:
@@ -105,3 +113,51 @@ def test_hits_and_misses_are_counted(tier: MemoryTier) -> None:
     assert (tier.hits, tier.misses) == (1, 1)
     blend = tier.peek("a")
     assert blend is not None and blend.hits == 1
+
+
+def test_what_is_kept_goes_last(tier: MemoryTier) -> None:
+    tier.keep("a")
+    for key in "abcdef":
+        put(tier, key)
+    assert keys(tier) == ["a", "e", "f"] and tier.counters()["kept"] == 1
+    tier.let_go("a")
+    put(tier, "g")
+    assert keys(tier) == ["e", "f", "g"] and tier.counters()["kept"] == 0
+
+
+def test_keeping_holds_until_all_who_keep_let_go(tier: MemoryTier) -> None:
+    tier.keep("a")
+    tier.keep("a")
+    tier.let_go("a")
+    assert tier.is_kept("a")
+    tier.let_go("a")
+    assert not tier.is_kept("a")
+
+
+def test_when_all_are_kept_the_one_unused_for_longest_still_makes_room(tier: MemoryTier) -> None:
+    for key in "abc":
+        tier.keep(key)
+        put(tier, key)
+    place = put(tier, "d")
+    assert keys(tier) == ["b", "c", "d"]
+    assert put(tier, "e") == place and keys(tier) == ["b", "c", "e"]
+
+
+def test_a_blend_may_be_kept_before_it_is_here(tier: MemoryTier) -> None:
+    tier.keep("later")
+    for key in ["a", "b", "later", "c", "d"]:
+        put(tier, key)
+    assert "later" in keys(tier)
+
+
+def test_it_is_short_while_somebody_waits(tier: MemoryTier) -> None:
+    async def scenario() -> None:
+        blends = [tier.put(key, key, await tier.take(), pins=1) for key in "abc"]
+        waiting = asyncio.create_task(tier.take())
+        await asyncio.sleep(0.01)
+        assert tier.is_short
+        tier.unpin(blends[0])
+        await waiting
+        assert not tier.is_short
+
+    asyncio.run(scenario())

@@ -14,8 +14,9 @@ from redis.asyncio import RedisCluster
 from servers import cluster
 
 from app.cache import predictions as module
+from app.cache.client import connect
 from app.cache.predictions import Known, Name, Predictions
-from app.cache.shared import connect
+from app.cache.redis_url import RedisUrl
 
 LOGITS = struct.pack("<3f", 0.25, -1.5, 3.0)
 OTHERS = struct.pack("<3f", 1.0, 2.0, 3.0)
@@ -28,7 +29,7 @@ def run(
     url: str | None, scenario: Callable[[Predictions, AsyncRedis], Awaitable[None]], products: str = "float"
 ) -> Predictions:
     async def main() -> Predictions:
-        redis = connect(url or "unix:///nothing")
+        redis = connect(RedisUrl.parse(url or "unix:///nothing")).redis
         made = Predictions(redis if url else None, "test", products, 3, ttl=60)
         await asyncio.wait_for(scenario(made, redis), 30)
         await made.close()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.cache.breaker import Breaker
 from app.cache.memory import MemoryTier
 from app.cache.tiers import Ladder, Lease, Stored
 
@@ -19,8 +20,11 @@ class DictTier:
     def __init__(self) -> None:
         self.vectors: dict[str, Tensor] = {}
         self.gets = 0
+        self.wanting = True
+        self.let_gos: list[str] = []
+        self.learnt: list[str] = []
 
-    async def get(self, key: str, out: Tensor) -> bool:
+    async def get(self, key: str, kind: str, out: Tensor) -> bool:
         self.gets += 1
         await asyncio.sleep(0)
         if key not in self.vectors:
@@ -29,9 +33,22 @@ class DictTier:
         out.copy_(self.vectors[key])
         return True
 
-    async def put(self, key: str, recipe: str, vector: Tensor) -> None:
-        await asyncio.sleep(0.01)
+    def built(self, kind: str, seconds: float) -> None:
+        self.learnt.append(kind)
+
+    def wants(self, kind: str) -> bool:
+        return self.wanting
+
+    async def put(self, key: str, recipe: str, vector: Tensor, called_off: Callable[[], bool]) -> float | None:
+        for _ in range(5):
+            await asyncio.sleep(0.002)
+            if called_off():
+                return None
         self.vectors[key] = vector.clone()
+        return 0.01
+
+    async def let_go(self, key: str) -> None:
+        self.let_gos.append(key)
 
     async def delete(self, key: str) -> bool:
         return self.vectors.pop(key, None) is not None
@@ -42,11 +59,17 @@ class DictTier:
     async def stored(self) -> list[Stored]:
         return [Stored(key, key, 64, 0.0, None) for key in self.vectors]
 
-    async def ping(self) -> bool:
+    async def is_well(self) -> bool:
         return True
 
     def counters(self) -> dict[str, int]:
         return {"gets": self.gets}
+
+    def costs(self) -> list[tuple[str, str, float]]:
+        return []
+
+    def breakers(self) -> dict[str, Breaker]:
+        return {}
 
 
 class World:
@@ -70,7 +93,7 @@ class World:
         return build
 
     async def use(self, key: str, value: float = 1.0, hold: float = 0.0) -> str:
-        async with self.ladder.lease(key, key, self.building(value)) as lease:
+        async with self.ladder.lease(key, key, self.building(value), "linear 2") as lease:
             await asyncio.sleep(hold)
             assert (lease.blend.vector == value).all()
             return lease.source
@@ -154,9 +177,45 @@ def test_more_blends_than_slots_are_all_right_in_the_end() -> None:
     run(scenario)
 
 
+def test_what_no_tier_wants_is_not_written_and_nobody_waits_for_it() -> None:
+    async def scenario(world: World) -> None:
+        world.further.wanting = False
+        assert await world.use("a") == "built"
+        await world.ladder.settle()
+        assert not world.further.vectors and world.further.let_gos == ["a"] and world.further.learnt == ["linear 2"]
+
+    run(scenario)
+
+
+def test_a_build_that_fails_keeps_nobody_waiting() -> None:
+    async def scenario(world: World) -> None:
+        world.fails = True
+        with pytest.raises(RuntimeError):
+            await world.use("a")
+        await world.ladder.settle()
+        assert world.further.let_gos == ["a"] and world.further.learnt == []
+
+    run(scenario)
+
+
+def test_a_blend_knows_what_each_way_to_it_took() -> None:
+    async def scenario(world: World) -> None:
+        await world.use("a")
+        await world.ladder.settle()
+        blend = world.memory.peek("a")
+        assert blend is not None and set(blend.costs) == {"build", "write"} and blend.costs["build"] >= 20
+        world.memory.delete("a")
+        await world.use("a")
+        blend = world.memory.peek("a")
+        assert blend is not None and set(blend.costs) == {"fetch"}
+
+    run(scenario)
+
+
 def test_delete_takes_a_blend_out_of_every_tier() -> None:
     async def scenario(world: World) -> None:
         await world.use("a")
+        await world.ladder.settle()
         assert await world.ladder.delete("a") == ["memory", "dict"]
         assert await world.ladder.delete("a") == []
         assert await world.use("a") == "built"
@@ -164,12 +223,14 @@ def test_delete_takes_a_blend_out_of_every_tier() -> None:
     run(scenario)
 
 
-def test_delete_waits_for_the_build_under_way() -> None:
+@pytest.mark.parametrize("delay", [0.005, 0.022, 0.026])
+def test_delete_waits_for_the_build_under_way_and_calls_off_the_write(delay: float) -> None:
     async def scenario(world: World) -> None:
         caller = asyncio.create_task(world.use("a"))
-        await asyncio.sleep(0.005)
-        assert await world.ladder.delete("a") == ["memory", "dict"]
+        await asyncio.sleep(delay)
+        assert await world.ladder.delete("a") == ["memory"]
         assert await caller == "built"
+        await world.ladder.settle()
         assert world.memory.peek("a") is None and not world.further.vectors
 
     run(scenario)

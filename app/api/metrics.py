@@ -35,6 +35,7 @@ class EngineMetrics(Collector):
         yield from self._tiers()
         yield from self._predictions()
         yield self._aliases()
+        yield from self._redis()
         yield from self._scheduler()
 
     def _batches(self) -> Iterator[Metric]:
@@ -65,10 +66,11 @@ class EngineMetrics(Collector):
         sizes = GaugeMetricFamily("tween_slots", "slots for blends in memory, by state", labels=["state"])
         for tier, counters in self._engine.blends.counters().items():
             for event, count in counters.items():
-                if event not in ("blends", "slots", "slot_bytes"):
+                if event not in ("blends", "kept", "slots", "slot_bytes"):
                     events.add_metric([tier, event], count)
         memory = self._engine.blends.counters()["memory"]
         sizes.add_metric(["filled"], memory["blends"])
+        sizes.add_metric(["kept"], memory["kept"])
         sizes.add_metric(["all"], memory["slots"])
         yield events
         yield sizes
@@ -93,6 +95,27 @@ class EngineMetrics(Collector):
         for alias in self._engine.aliases.all():
             versions.add_metric([alias.name], alias.version)
         return versions
+
+    def _redis(self) -> Iterator[Metric]:
+        costs = GaugeMetricFamily(
+            "tween_blend_cost_seconds",
+            "what building, fetching and writing a blend costs here, builds by their kind",
+            labels=["way", "kind"],
+        )
+        for way, kind, seconds in self._engine.blends.costs():
+            costs.add_metric([way, kind], seconds)
+        is_open = GaugeMetricFamily(
+            "tween_redis_breaker_open", "1 while Redis is left alone, by what is asked of it", labels=["calls"]
+        )
+        openings = CounterMetricFamily(
+            "tween_redis_breaker_openings", "times that Redis was found not to answer", labels=["calls"]
+        )
+        for name, breaker in self._engine.blends.breakers().items():
+            is_open.add_metric([name], breaker.is_open)
+            openings.add_metric([name], breaker.openings)
+        yield costs
+        yield is_open
+        yield openings
 
     def _scheduler(self) -> Iterator[Metric]:
         scheduler = self._engine.blends.scheduler

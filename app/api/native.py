@@ -147,6 +147,10 @@ class CachedReply(BaseModel):
     hits: int = Field(description="times this process found it in memory")
     age: float = Field(description="seconds since it was built")
     in_use: int = Field(description="requests that use it now")
+    costs: dict[str, float] = Field(
+        description="milliseconds that each way took where this process went it: `build`, `fetch`, `write`",
+        examples=[{"build": 7.1, "write": 160.3}],
+    )
 
 
 class CachedList(BaseModel):

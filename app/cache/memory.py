@@ -19,12 +19,16 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Blend:
-    """A finished blend in a slot. `vector` is (P,); `created` is in seconds since the epoch."""
+    """A finished blend in a slot. `vector` is (P,); `created` is in seconds since the epoch.
+
+    `costs` has the milliseconds of what was done for it here: `build`, `fetch`, `write`.
+    """
 
     key: str
     recipe: str
     vector: Tensor
     created: float = field(default_factory=time.time)
+    costs: dict[str, float] = field(default_factory=dict)
     hits: int = 0
     pins: int = 0
     deleted: bool = False
@@ -48,6 +52,7 @@ class MemoryTier:
         self._blends: OrderedDict[str, Blend] = OrderedDict()
         self._kept: Counter[str] = Counter()
         self._freed = asyncio.Event()
+        self._takers = 0
 
     def pin(self, key: str) -> Blend | None:
         """The blend, kept in its slot until `unpin`; None on a miss."""
@@ -73,12 +78,14 @@ class MemoryTier:
 
         Waits while every slot is in use.
         """
-        while True:
-            slot = self._try_take()
-            if slot is not None:
-                return slot
+        while (slot := self._try_take()) is None:
             self._freed.clear()
-            await self._freed.wait()
+            self._takers += 1
+            try:
+                await self._freed.wait()
+            finally:
+                self._takers -= 1
+        return slot
 
     def _try_take(self) -> Tensor | None:
         if self._free:
@@ -93,6 +100,11 @@ class MemoryTier:
     @property
     def has_free_slot(self) -> bool:
         return bool(self._free)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits for a slot."""
+        return self._takers > 0
 
     def next_to_go(self) -> Blend | None:
         """The blend that would make room for another; None if all are in use."""
@@ -117,9 +129,9 @@ class MemoryTier:
         self._free.append(slot)
         self._freed.set()
 
-    def put(self, key: str, recipe: str, slot: Tensor, pins: int) -> Blend:
+    def put(self, key: str, recipe: str, slot: Tensor, pins: int, costs: dict[str, float] | None = None) -> Blend:
         """Make a filled slot findable, already pinned by those who waited for it."""
-        blend = self._blends[key] = Blend(key, recipe, slot, pins=pins)
+        blend = self._blends[key] = Blend(key, recipe, slot, pins=pins, costs=costs or {})
         if pins == 0:
             self._freed.set()
         return blend
@@ -150,6 +162,7 @@ class MemoryTier:
             "misses": self.misses,
             "evictions": self.evictions,
             "blends": len(self._blends),
+            "kept": len(self._kept),
             "slots": self.capacity,
             "slot_bytes": self.slot_bytes,
         }

@@ -1,29 +1,26 @@
 """Where finished blends wait: the Tier protocol, and the Ladder that walks the tiers.
 
 Memory first, then the tiers further away, then the build. However many callers ask for one cold blend,
-one of them fetches or builds it and the others wait for the same result. Writing to a further tier happens
-after the answer.
+one of them fetches or builds it and the others wait for the same result; a tier that other pods share may have him
+wait for theirs. Writing to a further tier happens after the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from app.cache.breaker import Breaker
 from app.cache.memory import Blend, MemoryTier
-
-log = logging.getLogger(__name__)
+from app.cache.writer import Writer
 
 BUILT = "built"
-MAX_WRITES = 8
-"""Writes to further tiers that may wait; a blend beyond them is not written (it can be built again)."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,32 @@ class Stored:
 
 
 class Tier(Protocol):
-    """A place further away than this process's memory. None of its methods raises: an outage is a miss."""
+    """A place further away than this process's memory. None of its methods raises: an outage is a miss.
+
+    `kind` says what a build is like (its method, how many members): builds of one kind cost about the same.
+    """
 
     name: str
 
-    async def get(self, key: str, out: Tensor) -> bool:
-        """Fill a slot (P,) with the blend. False on a miss; `out` is then undefined."""
+    async def get(self, key: str, kind: str, out: Tensor) -> bool:
+        """Fill a slot (P,) with the blend, if that is the better way to get it.
 
-    async def put(self, key: str, recipe: str, vector: Tensor) -> None:
-        """Store a blend, if it can be done."""
+        False leaves the build to the caller (`out` is then undefined), and others may wait for it: what was built
+        is to be `put` here or, if it is not, `let_go`.
+        """
+
+    def built(self, kind: str, seconds: float) -> None:
+        """Learn what a build took."""
+
+    def wants(self, kind: str) -> bool:
+        """Whether a blend of that kind should be put here."""
+
+    async def put(self, key: str, recipe: str, vector: Tensor, called_off: Callable[[], bool]) -> float | None:
+        """Store a blend, if it can be done; gives the seconds that it took. Stops soon after `called_off` (which is
+        called on another thread) says so."""
+
+    async def let_go(self, key: str) -> None:
+        """Nobody needs to wait any longer for the build that `get` left to the caller."""
 
     async def delete(self, key: str) -> bool:
         """Remove a blend; False if it was not there."""
@@ -57,11 +71,17 @@ class Tier(Protocol):
     async def stored(self) -> list[Stored]:
         """All blends here that belong to this bank."""
 
-    async def ping(self) -> bool:
+    async def is_well(self) -> bool:
         """Whether the tier answers now."""
 
     def counters(self) -> dict[str, int]:
         """What happened here since the process started."""
+
+    def costs(self) -> list[tuple[str, str, float]]:
+        """What each way costs: `build`, `fetch` or `write`, the kind of build (else empty), and seconds."""
+
+    def breakers(self) -> Mapping[str, Breaker]:
+        """By name, what leaves this tier alone while it does not answer."""
 
 
 @dataclass(frozen=True)
@@ -87,29 +107,37 @@ class Ladder:
     def __init__(self, memory: MemoryTier, further: Sequence[Tier] = ()) -> None:
         self.memory = memory
         self.further = list(further)
+        self.writer = Writer(memory)
         self.builds = 0
         self._flights: dict[str, _Flight] = {}
-        self._writes: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[None]] = set()
 
     def holds(self, key: str) -> bool:
         """Whether the blend is in memory, or on its way there."""
         return self.memory.peek(key) is not None or key in self._flights
 
+    def built(self, kind: str, seconds: float) -> None:
+        """Tell every tier what a build of that kind takes."""
+        for tier in self.further:
+            tier.built(kind, seconds)
+
     @asynccontextmanager
-    async def lease(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]]) -> AsyncIterator[Lease]:
+    async def lease(
+        self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str = ""
+    ) -> AsyncIterator[Lease]:
         """The blend of that key, pinned while the context is open. `build` fills a slot (P,) on a miss."""
         blend = self.memory.pin(key)
-        lease = Lease(blend, self.memory.name, 0.0) if blend else await self._join(key, recipe, build)
+        lease = Lease(blend, self.memory.name, 0.0) if blend else await self._join(key, recipe, build, kind)
         try:
             yield lease
         finally:
             self.memory.unpin(lease.blend)
 
-    async def _join(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]]) -> Lease:
+    async def _join(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str) -> Lease:
         """Wait for the blend that one caller fetches for all; it comes pinned once for each who waits."""
         flight = self._flights.get(key)
         if flight is None:
-            task = asyncio.create_task(self._fetch(key, recipe, build))
+            task = asyncio.create_task(self._fetch(key, recipe, build, kind))
             # Looked at here too, for the case that everybody who waits hangs up before it fails.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
             flight = self._flights[key] = _Flight(task)
@@ -123,58 +151,64 @@ class Ladder:
                 flight.waiters -= 1
             raise
 
-    async def _fetch(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]]) -> Lease:
+    async def _fetch(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str) -> Lease:
         started = time.perf_counter()
         flight = self._flights[key]
         slot = await self.memory.take()
         try:
-            source = await self._fill(key, slot, build)
+            source, seconds = await self._fill(key, slot, build, kind)
         except BaseException:
             self.memory.give_back(slot)
+            self._let_go(key, self.further)
             raise
         finally:
             del self._flights[key]
         # No await since the flight left the table: all who wait are counted, and each gets a pin.
-        blend = self.memory.put(key, recipe, slot, pins=flight.waiters)
+        costs = {"build" if source == BUILT else "fetch": seconds * 1e3}
+        blend = self.memory.put(key, recipe, slot, pins=flight.waiters, costs=costs)
         if source == BUILT:
             self.builds += 1
-            self._write_later(blend)
+            self.built(kind, seconds)
+            writing = [tier for tier in self.further if tier.wants(kind) and self.writer.add(blend, tier)]
+            self._let_go(key, [tier for tier in self.further if tier not in writing])
         return Lease(blend, source, (time.perf_counter() - started) * 1e3)
 
-    async def _fill(self, key: str, slot: Tensor, build: Callable[[Tensor], Awaitable[None]]) -> str:
+    async def _fill(
+        self, key: str, slot: Tensor, build: Callable[[Tensor], Awaitable[None]], kind: str
+    ) -> tuple[str, float]:
+        """Where the blend came from, and the seconds that this way took."""
         for tier in self.further:
-            if await tier.get(key, slot):
-                return tier.name
+            started = time.perf_counter()
+            if await tier.get(key, kind, slot):
+                return tier.name, time.perf_counter() - started
+        started = time.perf_counter()
         await build(slot)
-        return BUILT
+        return BUILT, time.perf_counter() - started
 
-    def _write_later(self, blend: Blend) -> None:
-        if not self.further or len(self._writes) >= MAX_WRITES:
-            return
-        blend.pins += 1
-        task = asyncio.create_task(self._write(blend))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-
-    async def _write(self, blend: Blend) -> None:
-        try:
-            for tier in self.further:
-                await tier.put(blend.key, blend.recipe, blend.vector)
-        finally:
-            self.memory.unpin(blend)
+    def _let_go(self, key: str, tiers: Sequence[Tier]) -> None:
+        for tier in tiers:
+            chore = asyncio.create_task(tier.let_go(key))
+            self._chores.add(chore)
+            chore.add_done_callback(self._chores.discard)
 
     async def settle(self) -> None:
         """Wait until what is being written has been written."""
-        if self._writes:
-            await asyncio.wait(self._writes)
+        await self.writer.settle()
+        if self._chores:
+            await asyncio.wait(self._chores)
+
+    async def close(self) -> None:
+        """End what goes on after the answers."""
+        await self.writer.close()
+        await self.settle()
 
     async def delete(self, key: str) -> list[str]:
         """Take a blend out of every tier; gives the names of the tiers that held it."""
         flight = self._flights.get(key)
         if flight is not None:
             await asyncio.wait([flight.task])
-        await self.settle()
         held = [self.memory.name] if self.memory.delete(key) else []
+        await self.writer.forget(key)
         for tier in self.further:
             if await tier.delete(key):
                 held.append(tier.name)

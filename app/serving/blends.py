@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from app.cache.breaker import Breaker
 from app.cache.memory import Blend, MemoryTier
 from app.cache.tiers import Ladder, Stored
 from app.errors import MemberBlend, UnknownBlend
@@ -36,7 +37,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Cached:
-    """A blend as `GET /v1/blends` shows it. Times are in seconds; `hits` counts this process's memory tier."""
+    """A blend as `GET /v1/blends` shows it. Times are in seconds; `hits` counts this process's memory tier.
+
+    `costs` has the milliseconds that each way (`build`, `fetch`, `write`) took where it was gone here.
+    """
 
     key: str
     recipe: str
@@ -45,6 +49,7 @@ class Cached:
     hits: int
     age: float
     in_use: int
+    costs: dict[str, float]
 
 
 class Blends:
@@ -55,6 +60,7 @@ class Blends:
         self._bank = bank
         self._ladder = ladder
         self._compute = compute
+        ladder.built(_kind("linear", 2), scheduler.costs.build)
         self._members = {self.key(recipe): (recipe, name) for recipe, name in _member_recipes(bank)}
 
     def key(self, recipe: Recipe) -> str:
@@ -98,7 +104,8 @@ class Blends:
             async with self._compute.unit() as unit:
                 self.scheduler.built(await unit.build(recipe.method, recipe.weights, slot))
 
-        async with self._ladder.lease(key, recipe.text, build) as lease:
+        kind = _kind(recipe.method, len(recipe.weights))
+        async with self._ladder.lease(key, recipe.text, build, kind) as lease:
             yield Weights(key, recipe, Vector(lease.blend.vector, key), lease.source, lease.milliseconds)
 
     async def keep(self, recipe: Recipe) -> None:
@@ -137,7 +144,7 @@ class Blends:
         if key in self._members:
             recipe, _ = self._members[key]
             age = time.time() - self._bank.loaded
-            return Cached(key, recipe.text, self._bank.arena.row_bytes, [MemoryTier.name], 0, age, 0)
+            return Cached(key, recipe.text, self._bank.arena.row_bytes, [MemoryTier.name], 0, age, 0, {})
         blend = self._ladder.memory.peek(key)
         shown = _in_memory(blend) if blend else None
         for tier in self._ladder.further:
@@ -162,13 +169,22 @@ class Blends:
         """What each tier of this process has counted, and what was built."""
         memory = self._ladder.memory
         further = {tier.name: tier.counters() for tier in self._ladder.further}
-        return {memory.name: memory.counters(), **further, "build": {"builds": self._ladder.builds}}
+        build = {"builds": self._ladder.builds, "not_written": self._ladder.writer.dropped}
+        return {memory.name: memory.counters(), **further, "build": build}
+
+    def costs(self) -> list[tuple[str, str, float]]:
+        """What each way to a blend costs here, as the tiers have measured it: way, kind of build, seconds."""
+        return [cost for tier in self._ladder.further for cost in tier.costs()]
+
+    def breakers(self) -> dict[str, Breaker]:
+        """What leaves the tiers alone that do not answer, by name."""
+        return {name: breaker for tier in self._ladder.further for name, breaker in tier.breakers().items()}
 
     async def shared_state(self) -> Literal["ok", "degraded", "none"]:
         """Whether the tiers beyond this process answer; `none` if there are none."""
         if not self._ladder.further:
             return "none"
-        return "ok" if all([await tier.ping() for tier in self._ladder.further]) else "degraded"
+        return "ok" if all([await tier.is_well() for tier in self._ladder.further]) else "degraded"
 
 
 def _member_recipes(bank: Bank) -> list[tuple[Recipe, str]]:
@@ -176,14 +192,19 @@ def _member_recipes(bank: Bank) -> list[tuple[Recipe, str]]:
     return [(Recipe(()), BASE), *((Recipe(((name, MICRO),)), name) for name in bank.variants)]
 
 
+def _kind(method: str, members: int) -> str:
+    """What makes builds cost the same: the method, and from how many members."""
+    return f"{method} {members}"
+
+
 def _in_memory(blend: Blend) -> Cached:
     age = time.time() - blend.created
-    return Cached(blend.key, blend.recipe, blend.bytes, [MemoryTier.name], blend.hits, age, blend.pins)
+    return Cached(blend.key, blend.recipe, blend.bytes, [MemoryTier.name], blend.hits, age, blend.pins, blend.costs)
 
 
 def _stored(stored: Stored) -> Cached:
     age = time.time() - stored.created
-    return Cached(stored.key, stored.recipe, stored.bytes, [], 0, age, 0)
+    return Cached(stored.key, stored.recipe, stored.bytes, [], 0, age, 0, {})
 
 
 def _unknown(key: str) -> UnknownBlend:

@@ -11,6 +11,7 @@ few tokens like best. To the rest of the world each is still an ordinary [out, i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -100,6 +101,11 @@ class Layout:
     def describe(self) -> list[tuple[str, tuple[int, ...], int, tuple[int, ...]]]:
         """Name, shape, start and strides of each parameter: what two layouts must share to be the same."""
         return [(place.name, place.shape, place.start, place.strides) for place in self.places]
+
+    @property
+    def digest(self) -> str:
+        """A hash of `describe`, in hex: vectors of two layouts mix only if it is the same."""
+        return hashlib.sha256(repr(self.describe()).encode()).hexdigest()
 
 
 PARTS = ("weight", "bias")

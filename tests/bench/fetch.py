@@ -1,0 +1,137 @@
+"""`python -m tests.bench.fetch`: a blend of 268 MB out of Redis, beside a bare socket reader, redis-py and the rebuild.
+
+The bare reader asks for one chunk after the other on a blocking socket and receives each into the slot, without
+looking at it: nothing that reads the same chunks one by one can be faster. Ours reads the manifest, checks every
+chunk's checksum and notes the use. All ways take turns, several rounds, in one process; read the ratios.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import redis as redis_py
+import torch
+import uvloop
+from redis.asyncio import Redis
+
+from app.cache.chunks import CHUNK, Chunks
+from app.cache.client import connect
+from app.cache.policy import Policy
+from app.cache.redis_url import RedisUrl
+from app.cache.shared import RedisTier, Shape
+from tests.servers import server
+
+WEIGHTS = 67_108_864
+ROUNDS = 9
+KEY = "0" * 32
+BARE = "bare socket reader"
+
+Way = Callable[[], Awaitable[object]]
+
+
+class Bench:
+    """A blend in Redis, and the ways to get it into a slot."""
+
+    def __init__(self, url: str) -> None:
+        address = RedisUrl.parse(url)
+        self.client, self.chunks = connect(address), Chunks(address)
+        shape = Shape("f" * 64, "0" * 64, "float32", WEIGHTS * 4)
+        self.tier = RedisTier(self.client, self.chunks, shape, Policy("always"), "bench", 3600, 4 * WEIGHTS * 4)
+        self.redis = Redis.from_url(url)
+        self.base, self.variant = torch.randn(WEIGHTS), torch.randn(WEIGHTS)
+        self.slot, self.blend = torch.zeros(WEIGHTS), torch.lerp(self.base, self.variant, 0.4)
+        self.view: memoryview = self.slot.view(torch.uint8).numpy().data
+        self.names = [f"{self.tier._prefix}:{{{KEY}}}:{index}" for index in range(self.chunks.count(WEIGHTS * 4))]
+        self.socket = _socket(url)
+
+    async def close(self) -> None:
+        self.socket.close()
+        await self.redis.aclose()
+        await self.client.aclose()
+        await self.chunks.aclose()
+
+    async def write(self) -> None:
+        await self.redis.flushall()
+        assert await self.tier.put(KEY, "finance@0.4", self.blend, lambda: False)
+
+    async def ours(self) -> None:
+        assert await self.tier.get(KEY, "", self.slot)
+
+    async def redis_py(self) -> None:
+        """What the client offers: GET, and a copy of each value into the slot."""
+        for index, name in enumerate(self.names):
+            self.view[index * CHUNK : (index + 1) * CHUNK] = await self.redis.get(name)
+
+    async def bare(self) -> None:
+        head, tail = memoryview(bytearray(len(b"$%d\r\n" % CHUNK))), memoryview(bytearray(2))
+        for index, name in enumerate(self.names):
+            self.socket.sendall(b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(name), name.encode()))
+            for part in (head, self.view[index * CHUNK : (index + 1) * CHUNK], tail):
+                left = part
+                while left:
+                    left = left[self.socket.recv_into(left) :]
+
+    async def rebuild(self) -> None:
+        torch.lerp(self.base, self.variant, 0.4, out=self.slot)
+
+    def ways(self) -> dict[str, Way]:
+        return {
+            "ours, checked": self.ours,
+            BARE: self.bare,
+            "redis-py asyncio, unchecked": self.redis_py,
+            "rebuild by one lerp": self.rebuild,
+        }
+
+
+def _socket(url: str) -> socket.socket:
+    if url.startswith("unix://"):
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(url.removeprefix("unix://"))
+        return made
+    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+
+
+async def measure(url: str) -> dict[str, tuple[float, float, float]]:
+    """Seconds of each way: median, least and most over the rounds, after one that does not count."""
+    bench = Bench(url)
+    try:
+        await bench.write()
+        taken: dict[str, list[float]] = {name: [] for name in bench.ways()}
+        for round_number in range(ROUNDS + 1):
+            for name, way in bench.ways().items():
+                bench.slot.zero_()
+                started = time.perf_counter()
+                await way()
+                if round_number:
+                    taken[name].append(time.perf_counter() - started)
+                assert torch.equal(bench.slot, bench.blend), name
+    finally:
+        await bench.close()
+    return {name: (statistics.median(values), min(values), max(values)) for name, values in taken.items()}
+
+
+def main() -> None:
+    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
+    with tempfile.TemporaryDirectory() as name, server(Path(name), f"unixsocket {name}/redis.sock") as made:
+        with made.client() as client:
+            version = client.info("server")["redis_version"]
+        print(f"versions: python {platform.python_version()}, redis-server {version}, redis-py {redis_py.__version__}")
+        for link, url in (("TCP on loopback", made.url), ("Unix socket", f"unix://{name}/redis.sock")):
+            results = uvloop.run(measure(url))
+            bare = results[BARE][0]
+            print(f"\nOne blend, {WEIGHTS * 4 / 1e6:.0f} MB in chunks of {CHUNK // 2**20} MiB, {link}\n")
+            print("| way | ms, median (min-max) | time against the bare reader |")
+            print("|---|---|---|")
+            for way, (median, low, high) in results.items():
+                print(f"| {way} | {median * 1e3:.0f} ({low * 1e3:.0f}-{high * 1e3:.0f}) | {median / bare:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Pods without a service around them: Redis tiers, each with connections of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import torch
+
+from app.cache.chunks import Chunks
+from app.cache.client import connect
+from app.cache.policy import Policy
+from app.cache.redis_url import RedisUrl
+from app.cache.shared import RedisTier, Shape
+
+P = 50_000
+KEY = "0" * 32
+KIND = "linear 2"
+VECTOR = torch.arange(P, dtype=torch.float32)
+SHAPE = Shape("f" * 64, "a" * 64, "float32", P * 4)
+CHUNK = 80_000
+"""Three chunks for 200,000 bytes, the last one shorter."""
+PREFIX = SHAPE.prefix("tween", CHUNK)
+
+
+@asynccontextmanager
+async def pod(
+    url: str, shape: Shape = SHAPE, policy: Policy | None = None, limit: int = 10**9, chunk: int = CHUNK
+) -> AsyncIterator[RedisTier]:
+    address = RedisUrl.parse(url)
+    client, chunks = connect(address), Chunks(address, chunk)
+    try:
+        yield RedisTier(client, chunks, shape, policy or Policy("always"), "tween", 60, limit)
+    finally:
+        await client.aclose()
+        await chunks.aclose()
+
+
+def with_pods(
+    url: str, scenario: Callable[..., Awaitable[None]], count: int = 1, policy: Policy | None = None, **options: object
+) -> None:
+    """Run a scenario that takes so many tiers; each has a policy of its own unless one is given."""
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            pods = [await stack.enter_async_context(pod(url, policy=policy, **options)) for _ in range(count)]  # type: ignore[arg-type]
+            await scenario(*pods)
+
+    asyncio.run(main())
+
+
+async def write(tier: RedisTier, key: str = KEY) -> bool:
+    return await tier.put(key, "finance@0.4", VECTOR, lambda: False) is not None
+
+
+async def fetched(tier: RedisTier, key: str = KEY) -> torch.Tensor | None:
+    """The blend, or None; a lock that a miss left to us is given back."""
+    out = torch.full((P,), torch.nan)
+    if await tier.get(key, KIND, out):
+        return out
+    await tier.let_go(key)
+    return None
+
+
+def name(part: str, key: str = KEY) -> str:
+    return f"{PREFIX}:{{{key}}}:{part}"
