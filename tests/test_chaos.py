@@ -175,7 +175,7 @@ def serving(unmixable: BankSpec, url: str, **settings: object) -> Iterator[Servi
     """A service with few slots that uses Redis whatever it costs, in chunks small enough for many in a blend."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main, "Chunks", functools.partial(Chunks, size=20_000))
-        usual = {"redis_url": url, "redis_blends": "always", "memory_tier_mib": 1}
+        usual = {"redis_url": url, "redis_blends": "always", "memory_tier_mib": 1, "prediction_cache": False}
         with running(unmixable, **{**usual, **settings}) as service:
             yield service
 
