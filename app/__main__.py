@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import __version__
-from app.errors import BadBank, TweenError
+from app.errors import BadBank, BadSettings, TweenError
 from app.search import command as choosing
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.models.bank import BankSpec
+    from app.models.card import PublishedBank
     from app.search.local import LocalProvider
 
 
@@ -51,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
         "--variant", action="append", default=[], metavar="NAME=SOURCE", help="a variant; may be repeated"
     )
     serve.add_argument("--bank", type=Path, help="a bank file instead of --base and --variant (TWEEN_BANK)")
+    serve.add_argument(
+        "--from-redis",
+        nargs="?",
+        const="",
+        metavar="FINGERPRINT",
+        help="serve blends that others put into REDIS_URL, without any member; by default of the bank served last",
+    )
     _listening(serve)
     serve.set_defaults(run=_serve)
 
@@ -78,7 +86,17 @@ def _listening(command: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     settings = Settings.from_environment(os.environ, host=options.host, port=options.port, bank=options.bank)
-    return _run(settings, _spec(options, settings))
+    return _run(settings, _spec(options, settings) if options.from_redis is None else _published(options, settings))
+
+
+def _published(options: argparse.Namespace, settings: Settings) -> PublishedBank:
+    from app.models.card import PublishedBank
+
+    if options.base or options.variant or options.bank:
+        raise BadBank("--from-redis serves what others have built; give no --bank, --base or --variant with it")
+    if settings.redis_url is None:
+        raise BadSettings("--from-redis needs REDIS_URL, the Redis of the pods that have the members")
+    return PublishedBank(options.from_redis or None)
 
 
 def _spec(options: argparse.Namespace, settings: Settings) -> BankSpec:
@@ -133,7 +151,7 @@ def _demo(options: argparse.Namespace) -> int:
     return _run(settings, BankSpec.from_toml(file))
 
 
-def _run(settings: Settings, spec: BankSpec) -> int:
+def _run(settings: Settings, spec: BankSpec | PublishedBank) -> int:
     import uvicorn
 
     from app.main import create_app

@@ -27,6 +27,10 @@ class UnknownBlend(TweenError):
     """A key that no tier holds."""
 
 
+class OutOfReach(TweenError):
+    """A blend that lies in no tier, asked of a pod that has no members to build it from."""
+
+
 class MemberBlend(TweenError):
     """A member's own weights are to be deleted; they stay as long as the bank does."""
 

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from app import __version__
 from app.api import alias_routes, metrics, middleware, native, probes, problems
 from app.cache.alias_store import AliasStore
+from app.cache.cards import Cards
 from app.cache.chunks import Chunks
 from app.cache.client import Client, Unavailable, connect
 from app.cache.memory import MemoryTier
@@ -32,6 +33,7 @@ from app.cache.shared import RedisTier, Shape
 from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSettings, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
+from app.models.card import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
 from app.models.int8 import int8_is_fast
 from app.models.tokens import TextEncoder
@@ -49,6 +51,7 @@ from app.weights.recipe import Cookbook
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+ENDLESS = 2**60
 WARM_UP = ["The first pass is the slowest, and tells what a token costs on this machine."] * 8
 
 DESCRIPTION = """
@@ -58,7 +61,7 @@ Name a recipe wherever you ask: `base`, `finance@0.4`, `finance@0.3+reviews@0.2`
 """
 
 
-def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Exception], None]) -> FastAPI:
+def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: Callable[[Exception], None]) -> FastAPI:
     """The application. `on_failure` is called if the bank cannot be loaded; nothing will be served then."""
 
     @asynccontextmanager
@@ -91,7 +94,7 @@ def create_app(settings: Settings, spec: BankSpec, on_failure: Callable[[Excepti
     return app
 
 
-async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitStack) -> Engine:
+async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resources: AsyncExitStack) -> Engine:
     """Load the bank and join everything that serves it; what must be closed is given to `resources`."""
     # One thread of this process does what it does of torch's work, and another one tokenizes, in Rust: each thread
     # that ever runs a parallel operation keeps threads of OpenMP for itself, which then get into each other's way.
@@ -101,7 +104,11 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
     reached = await reach_redis(settings, resources)
     redis = reached[0].redis if reached else None
     loop = asyncio.get_running_loop()
-    bank = await loop.run_in_executor(torch_thread, load_bank, spec, *storage(settings))
+    cards = Cards(reached[0], settings.redis_namespace, settings.blend_ttl_s) if reached else None
+    if isinstance(spec, BankSpec):
+        bank = await loop.run_in_executor(torch_thread, load_bank, spec, *storage(settings))
+    else:
+        bank = await published_bank(settings, spec, cards)
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
     encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
 
@@ -109,9 +116,12 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
     slots = await loop.run_in_executor(torch_thread, bank.arena.new_slots, count)
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
     weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
-    costs = await measure(compute, weights, slots.rows[0], encoder.encode(WARM_UP))
+    costs = await measure(compute, weights if bank.has_members else None, slots.rows[0], encoder.encode(WARM_UP))
     ladder = Ladder(MemoryTier(slots.rows), [await redis_tier(*reached, settings, bank)] if reached else [])
     resources.push_async_callback(ladder.close)
+    if not bank.has_members:
+        renewing = asyncio.create_task(ladder.renew())
+        resources.callback(renewing.cancel)
     blends = Blends(bank, ladder, Scheduler(costs), compute)
     batcher = Batcher(compute, len(bank.labels), settings.batch_tokens, settings.queue_rows)
     running = asyncio.create_task(batcher.run())
@@ -143,12 +153,36 @@ async def build_engine(settings: Settings, spec: BankSpec, resources: AsyncExitS
         default,
         settings.max_texts,
     )
+    if cards:
+        card = await loop.run_in_executor(torch_thread, write_card, bank)
+        keeping = asyncio.create_task(cards.keep(bank.fingerprint, card, newest=bank.has_members))
+        resources.callback(keeping.cancel)
     # What the libraries made stays, and a collector that walked it would stop the loop for a tenth of a second.
     gc.collect()
     gc.freeze()
     resources.callback(gc.unfreeze)
     log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
     return engine
+
+
+async def published_bank(settings: Settings, spec: PublishedBank, cards: Cards | None) -> Bank:
+    """The bank, without members, whose card a pod that has them has put into Redis."""
+    named = f" {spec.fingerprint[:16]}" if spec.fingerprint else ""
+    try:
+        fingerprint = spec.fingerprint or (await cards.current() if cards else None)
+        card = await cards.get(fingerprint) if cards and fingerprint else None
+    except Unavailable as reason:
+        raise BadBank(f"Redis does not answer ({reason}), and only it knows the bank{named}") from None
+    if fingerprint is None or card is None:
+        raise BadBank(
+            f"Redis holds no bank{named} in namespace {settings.redis_namespace!r}; "
+            "first start a pod that has the members, with the same REDIS_URL and TWEEN_REDIS_NAMESPACE"
+        )
+    device = device_of(settings.device)
+    bank = await asyncio.to_thread(read_card, card, fingerprint, device)
+    if device.type == "cpu" and bank.arena.rows.dtype == torch.float16:
+        raise BadBank("the bank in Redis is float16, which is for GPUs; have it published as float32 or bfloat16")
+    return bank
 
 
 async def start_compute(
@@ -214,8 +248,9 @@ async def redis_tier(client: Client, chunks: Chunks, settings: Settings, bank: B
     arena = bank.arena
     dtype = str(arena.rows.dtype).removeprefix("torch.")
     shape = Shape(bank.fingerprint, arena.layout.digest, dtype, arena.row_bytes)
-    policy = Policy(settings.redis_blends)
-    limit = settings.redis_blends_mib * MIB
+    policy = Policy(settings.redis_blends, builds=bank.has_members)
+    # Whoever cannot rebuild a blend never removes one for lack of room.
+    limit = settings.redis_blends_mib * MIB if bank.has_members else ENDLESS
     tier = RedisTier(client, chunks, shape, policy, settings.redis_namespace, settings.blend_ttl_s, limit)
     if policy.wants_a_measurement:
         await tier.measure()

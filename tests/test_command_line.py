@@ -108,26 +108,44 @@ def test_serve_reads_a_bank_file_from_the_environment(start: Start, folders: Pat
         assert [variant["name"] for variant in client.get("/v1/bank").json()["variants"]] == ["angry", "polite"]
 
 
+def test_serve_from_redis_needs_nothing_but_redis(start: Start, folders: Path, port: int, redis_url: str) -> None:
+    usual = {"REDIS_URL": redis_url, "TWEEN_MEMORY_TIER_MIB": "8"}
+    builder = start("serve", "--bank", str(folders / "bank.toml"), "--port", str(port), **usual)
+    with ready(builder, port) as client:
+        assert client.post("/v1/blends", json={"recipe": "polite@0.4"}).json()["tiers"] == ["memory", "redis"]
+    builder.send_signal(signal.SIGTERM)
+    builder.communicate(timeout=30)
+    small = start("serve", "--from-redis", "--port", str(port), **usual)
+    with ready(small, port) as client:
+        assert client.post("/v1/predict", json={"texts": "ok", "recipe": "polite@0.4"}).json()["source"] == "redis"
+
+
 REFUSED = [
     (["serve"], {}, "nothing to serve"),
     (["serve", "--variant", "a=b"], {}, "--variant needs --base"),
     (["serve", "--base", "x", "--variant", "a"], {}, "write NAME=FOLDER"),
     (["serve", "--base", "x", "--bank", "y"], {}, "either --bank or --base"),
+    (["serve", "--from-redis"], {}, "--from-redis needs REDIS_URL"),
+    (["serve", "--from-redis", "--base", "x"], {"REDIS_URL": "{redis}"}, "give no --bank, --base or --variant with it"),
+    (["serve", "--bank", "y", "--from-redis"], {"REDIS_URL": "{redis}"}, "give no --bank, --base or --variant with it"),
+    (["serve", "--from-redis", "{f}"], {"REDIS_URL": "{redis}"}, "Redis holds no bank ffffffffffffffff in namespace"),
+    (["serve", "--from-redis"], {"REDIS_URL": "redis://127.0.0.1:1"}, "Redis does not answer (ConnectionError)"),
     (["serve", "--bank", "/nowhere/bank.toml"], {}, "cannot be read"),
     (["serve", "--base", "/nowhere/model"], {}, "base: there is no folder /nowhere/model"),
     (["serve", "--base", "x"], {"TWEEN_PRT": "1"}, "TWEEN_PRT is no setting; settings: "),
     (["serve", "--base", "{base}"], {"TWEEN_DEVICE": "abacus"}, "no device 'abacus'"),
-    (["serve", "--base", "{base}"], {"REDIS_URL": "http://cache"}, "REDIS_URL is not a redis://"),
+    (["serve", "--base", "{base}"], {"REDIS_URL": "http://cache"}, "REDIS_URL cannot be read"),
     (["serve", "--base", "{base}"], {"TWEEN_DEFAULT_RECIPE": "odd@1"}, "no variant 'odd'; loaded: base"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "extra", "sentence"), REFUSED, ids=[case[2][:30] for case in REFUSED])
 def test_what_cannot_be_served_is_one_sentence_and_status_2(
-    folders: Path, port: int, arguments: list[str], extra: dict[str, str], sentence: str
+    folders: Path, port: int, redis_url: str, arguments: list[str], extra: dict[str, str], sentence: str
 ) -> None:
-    filled = [argument.format(base=folders / "base") for argument in arguments]
-    done = tween(*filled, **{"TWEEN_PORT": str(port), "TWEEN_LOG_LEVEL": "error", **extra})
+    filled = [argument.format(base=folders / "base", f="f" * 64) for argument in arguments]
+    environ = {name: value.format(redis=redis_url) for name, value in extra.items()}
+    done = tween(*filled, **{"TWEEN_PORT": str(port), "TWEEN_LOG_LEVEL": "error", **environ})
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("tween: ") and sentence in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -50,6 +50,9 @@ class DictTier:
     async def let_go(self, key: str) -> None:
         self.let_gos.append(key)
 
+    async def renew(self, key: str) -> None:
+        pass
+
     async def delete(self, key: str) -> bool:
         return self.vectors.pop(key, None) is not None
 

@@ -119,6 +119,7 @@ class BankReply(BaseModel):
     parameters: int
     dtype: str
     device: str
+    members: bool = Field(description="whether this pod holds the members, or only serves blends that lie in Redis")
     bytes: int = Field(description="size of the arena that holds all members")
     max_tokens: int = Field(description="tokens read of one text at most")
     fingerprint: str = Field(description="SHA-256 over weights, labels, tokenizer and configuration")
@@ -136,7 +137,7 @@ class BlendReply(BaseModel):
     source: Literal["memory", "redis", "built"]
     milliseconds: float = Field(description="what fetching or building it took")
     bytes: int
-    tiers: list[str] = Field(description="where it lies now; writing to Redis happens after the answer")
+    tiers: list[str] = Field(description="where it lies now: `memory`, and `redis` if it took the blend")
 
 
 class CachedReply(BaseModel):
@@ -179,7 +180,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "model": Problem}
     for status, description in {
         400: "the body is not JSON",
-        404: "no such variant, alias or blend",
+        404: "no such variant, alias or blend, or none that this pod can have",
         413: "the body is too large",
         415: "the body does not say that it is JSON",
         422: "texts or recipe cannot be read",
@@ -243,7 +244,8 @@ async def bank(engine: TheEngine) -> BankReply:
         parameters=arena.layout.parameters,
         dtype=str(arena.rows.dtype).removeprefix("torch."),
         device=str(bank.device),
-        bytes=arena.row_bytes * len(arena.names),
+        members=bank.has_members,
+        bytes=arena.row_bytes * len(arena.rows),
         max_tokens=engine.max_tokens,
         fingerprint=bank.fingerprint,
     )
@@ -251,9 +253,10 @@ async def bank(engine: TheEngine) -> BankReply:
 
 @router.post("/blends", tags=["blends"], responses={201: {"description": "built now", "model": BlendReply}})
 async def build_blend(engine: TheEngine, body: BlendRequest, response: Response) -> BlendReply:
-    """Build or fetch a blend now, so that the first request finds it. 201 if it was built, 200 if it was there."""
+    """Build or fetch a blend now, so that the first request finds it, and put it into Redis, where pods without the
+    members find it. 201 if it was built, 200 if it was there."""
     recipe = _recipe(engine, body.recipe)
-    async with engine.blends.lease(recipe) as weights:
+    async with engine.blends.publish(recipe) as weights:
         response.status_code = 201 if weights.source == "built" else 200
         return BlendReply(
             key=weights.key,

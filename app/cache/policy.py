@@ -14,6 +14,7 @@ with one chunk there and back at the start, again whenever the last measurement 
 and with every blend that is fetched.
 
 `always` reads, writes and waits whatever it costs: for pods that share what others cannot build. `never` does none.
+A pod that cannot build always reads.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ FRESH_SECONDS = 60.0
 """After which what a fetch costs is measured again: networks and servers change."""
 PATIENCE = 3.0
 """Times what a build and a write are expected to take, after which others build for themselves."""
+ONLY_WAY_SECONDS = 60.0
+"""For a fetch where nothing can be built: nothing would come sooner."""
 LEAST_PATIENCE, MOST_PATIENCE, UNKNOWN_PATIENCE = 0.2, 10.0, 2.0
 """Seconds."""
 
@@ -49,8 +52,10 @@ class Average:
 class Policy:
     """Measured costs, and what follows from them. All times are seconds for a whole blend."""
 
-    def __init__(self, mode: Mode, clock: Callable[[], float] = time.monotonic) -> None:
-        self.mode = mode
+    def __init__(self, mode: Mode, clock: Callable[[], float] = time.monotonic, builds: bool = True) -> None:
+        """A pod that never `builds` always reads, whatever the mode, and writes nothing."""
+        self.mode: Mode = mode if builds else "always"
+        self._can_build = builds
         self.fetch = Average()
         self.write = Average()
         self.builds: dict[str, Average] = {}
@@ -104,6 +109,8 @@ class Policy:
 
     def fetch_limit(self, kind: str) -> float:
         """Seconds after which a fetch is given up: it may have to be rebuilt, and that should come in time."""
+        if not self._can_build:
+            return ONLY_WAY_SECONDS
         known = [cost for cost in (self._build(kind), self.fetch.seconds) if cost is not None]
         return min(max([1.0, *(PATIENCE * cost for cost in known)]), MOST_PATIENCE)
 

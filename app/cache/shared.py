@@ -48,6 +48,11 @@ QUIET_SECONDS = 10.0
 """Between two lines in the log about errors: a server that refuses everything would fill it."""
 PROBE_TTL = 10
 """Seconds for which the chunk that a measurement writes may outlive it."""
+RENEW = """
+local found = 0
+for _, name in ipairs(KEYS) do found = found + redis.call('EXPIRE', name, ARGV[1]) end
+return found
+"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class RedisTier:
     async def put(self, key: str, recipe: str, vector: Tensor, called_off: Callable[[], bool]) -> float | None:
         started = time.perf_counter()
         try:
-            if await self._is_there(key):
+            if await self._is_there(key) and await self._renew(key):
                 return None
             if not await self._budget.room():
                 self.too_large += 1
@@ -146,6 +151,12 @@ class RedisTier:
             await self._claims.release(self._name(key, "lock"))
         except Unavailable as reason:
             self._failed("unlock", reason)
+
+    async def renew(self, key: str) -> None:
+        try:
+            await self._renew(key)
+        except Unavailable as reason:
+            self._failed("renewal", reason)
 
     async def delete(self, key: str) -> bool:
         try:
@@ -294,6 +305,12 @@ class RedisTier:
         manifest = {**self._describe(key), "recipe": recipe, "created": time.time(), "checksums": checksums}
         text = json.dumps(manifest)
         await self._client.call(lambda redis: redis.set(self._name(key, "manifest"), text, ex=self._ttl))
+
+    async def _renew(self, key: str) -> bool:
+        """Have a blend stay as long as one that is written now; False if a part of it is missing."""
+        names = [self._name(key, "manifest"), *self._names(key)]
+        found = await self._client.call(lambda redis: redis.eval(RENEW, len(names), *names, self._ttl))
+        return int(found) == len(names)
 
     async def _remove(self, key: str) -> bool:
         names = [self._name(key, "manifest"), *self._names(key)]

@@ -21,6 +21,7 @@ from app.cache.memory import Blend, MemoryTier
 from app.cache.writer import Writer
 
 BUILT = "built"
+RENEW_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class Tier(Protocol):
 
     async def let_go(self, key: str) -> None:
         """Nobody needs to wait any longer for the build that `get` left to the caller."""
+
+    async def renew(self, key: str) -> None:
+        """Have a blend that lies here stay as long as one that is put here now."""
 
     async def delete(self, key: str) -> bool:
         """Remove a blend; False if it was not there."""
@@ -190,6 +194,24 @@ class Ladder:
             chore = asyncio.create_task(tier.let_go(key))
             self._chores.add(chore)
             chore.add_done_callback(self._chores.discard)
+
+    async def publish(self, key: str, recipe: str, vector: Tensor) -> None:
+        """Put a blend, which the caller keeps as it is meanwhile, into every further tier, wanted there or not."""
+        await self.writer.forget(key)
+        for tier in self.further:
+            seconds = await tier.put(key, recipe, vector, lambda: False)
+            blend = self.memory.peek(key)
+            if seconds is not None and blend is not None:
+                blend.costs["write"] = seconds * 1e3
+
+    async def renew(self) -> None:
+        """Until this is cancelled, see that further tiers do not lose for its age what lies in memory: for a pod that
+        could not put it there again."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            for blend in self.memory.blends():
+                for tier in self.further:
+                    await tier.renew(blend.key)
 
     async def settle(self) -> None:
         """Wait until what is being written has been written."""

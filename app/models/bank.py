@@ -97,30 +97,34 @@ class BankSpec:
 
 
 class Bank:
-    """The loaded members. `template` is a model of their architecture."""
+    """Base and variants: what is known of them and, in the arena, their weights (`models/card.py` is a bank without).
+
+    `delta_norms` (V) and `delta_angles` (V, V) say how far apart they lie.
+    """
 
     def __init__(
         self,
         arena: Arena,
-        template: PreTrainedModel,
+        network: Network,
         tokenizer: PreTrainedTokenizerFast,
         labels: list[str],
         sources: Mapping[str, str],
+        fingerprint: str,
+        delta_norms: list[float],
+        delta_angles: list[list[float]],
     ) -> None:
         self.arena = arena
         self.labels = labels
         self.tokenizer = tokenizer
-        self.config = template.config
-        self.network = Network(template, arena.layout)
-        self.network.release(arena[BASE])
-        self.family = architecture_of(template.config)
-        self.problem_type = problem_type(template.config)
+        self.config = network.config
+        self.network = network
+        self.family = architecture_of(network.config)
+        self.problem_type = problem_type(network.config)
         self.sources = dict(sources)
         self.loaded = time.time()
-        self.fingerprint = self._fingerprint()
-        products = geometry.gram(arena.rows)
-        self.delta_norms = geometry.norms(products).tolist()
-        self.delta_angles = geometry.angles(products).tolist()
+        self.fingerprint = fingerprint
+        self.delta_norms = delta_norms
+        self.delta_angles = delta_angles
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -131,6 +135,11 @@ class Bank:
         return self.network.architecture
 
     @property
+    def has_members(self) -> bool:
+        """Whether blends can be built here; else they can only be had from others."""
+        return self.arena.has_members
+
+    @property
     def device(self) -> torch.device:
         return self.arena.rows.device
 
@@ -138,21 +147,30 @@ class Bank:
         """A transformers model whose parameters are views of a flat vector (P,)."""
         return self.network.bind(vector)
 
-    def _fingerprint(self) -> str:
-        """SHA-256 over all that decides an answer: weights, names, labels, tokenizer, configuration."""
-        digest = hashlib.sha256(b"tween bank 1\n")
-        about = {
-            "config": _comparable(self.config),
-            "labels": self.labels,
-            "layout": self.arena.layout.describe(),
-            "dtype": str(self.arena.rows.dtype),
-            "tokenizer": _tokenizer_parts(self.tokenizer),
-        }
-        digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-        for name in (BASE, *sorted(self.variants)):
-            digest.update(f"\n{name}\n".encode())
-            digest.update(self.arena[name].cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+    @property
+    def about(self) -> bytes:
+        """All that decides an answer except the weights and their names."""
+        return _about(self.config, self.labels, self.arena, self.tokenizer)
+
+
+def _about(config: PreTrainedConfig, labels: list[str], arena: Arena, tokenizer: PreTrainedTokenizerFast) -> bytes:
+    about = {
+        "config": _comparable(config),
+        "labels": labels,
+        "layout": arena.layout.describe(),
+        "dtype": str(arena.rows.dtype),
+        "tokenizer": _tokenizer_parts(tokenizer),
+    }
+    return json.dumps(about, sort_keys=True, default=str).encode()
+
+
+def _fingerprint(about: bytes, arena: Arena) -> str:
+    """SHA-256 over all that decides an answer: weights, names, labels, tokenizer, configuration."""
+    digest = hashlib.sha256(b"tween bank 1\n" + about)
+    for name in (BASE, *sorted(arena.variants)):
+        digest.update(f"\n{name}\n".encode())
+        digest.update(arena[name].cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.float32) -> Bank:
@@ -197,7 +215,19 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     base.model.config.id2label = dict(enumerate(labels))
     base.model.config.label2id = {label: index for index, label in enumerate(labels)}
     base.model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
-    bank = Bank(arena, base.model, base.tokenizer, labels, {name: s.shown for name, s in sources.items()})
+    network = Network.of(base.model, layout)
+    network.release(arena[BASE])
+    products = geometry.gram(arena.rows)
+    bank = Bank(
+        arena,
+        network,
+        base.tokenizer,
+        labels,
+        {name: source.shown for name, source in sources.items()},
+        _fingerprint(_about(network.config, labels, arena, base.tokenizer), arena),
+        geometry.norms(products).tolist(),
+        geometry.angles(products).tolist(),
+    )
     log.info("bank loaded: %s, %.1f s", ", ".join(arena.names), time.perf_counter() - started)
     return bank
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -188,29 +188,31 @@ def read_tokenizer(member: str, folder: Path) -> PreTrainedTokenizerFast | None:
     return tokenizer
 
 
-def safetensors_stream(layout: Layout, vector: Tensor, metadata: Mapping[str, str]) -> tuple[int, Iterator[bytes]]:
-    """A flat vector (P,) as a safetensors file: its length in bytes, and the file piece by piece.
+def safetensors_stream(
+    layout: Layout, dtype: torch.dtype, metadata: Mapping[str, str]
+) -> tuple[int, Callable[[Tensor], Iterator[bytes]]]:
+    """A flat vector (P,) as a safetensors file: its length in bytes, and what makes the file piece by piece.
 
     Format: 8 bytes of header length, little-endian, a JSON header, then the tensors without gaps
     (https://github.com/huggingface/safetensors#format). Saved as model.safetensors beside the base's
     config.json, `from_pretrained` loads it.
     """
-    kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[vector.dtype]
+    kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for place in layout.places:
-        start, end = end, end + prod(place.shape) * vector.element_size()
+        start, end = end, end + prod(place.shape) * dtype.itemsize
         header[place.name] = {"dtype": kind, "shape": place.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
 
-    def pieces() -> Iterator[bytes]:
+    def pieces(vector: Tensor) -> Iterator[bytes]:
         yield len(encoded).to_bytes(8, "little") + encoded
         for place in layout.places:
             tensor = layout.view(vector, place.name).cpu().contiguous()
             yield tensor.view(-1).view(torch.uint8).numpy().tobytes()
 
-    return 8 + len(encoded) + end, pieces()
+    return 8 + len(encoded) + end, pieces
 
 
 def _check_files(member: str, folder: Path) -> None:

@@ -57,7 +57,7 @@ class Classifier:
     @property
     def mixes(self) -> bool:
         """Whether rows can be mixed from members."""
-        return self._family is not None
+        return self._family is not None and self.arena.has_members
 
     def logits(self, vector: Tensor, rows: Sequence[Row]) -> Tensor:
         """Logits (B, C) in float32 on the CPU, in the order of `rows`, all with weights (P,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,42 @@ from app.weights.layout import Layout
 class Network:
     """Makes models that own no weights. It can be sent to another process, which makes the module objects anew."""
 
-    def __init__(self, template: PreTrainedModel, layout: Layout) -> None:
-        """`template` gives the module objects and the buffers that all bound models share; its weights are dropped."""
-        self.config: PreTrainedConfig = template.config
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        layout: Layout,
+        architecture: str,
+        ties: Mapping[str, list[str]],
+        buffers: Mapping[str, np.ndarray],
+    ) -> None:
+        """`architecture` is the name of the model's class, `ties` has all names of each parameter. The module objects
+        are made when a model is first bound; `buffers` are what all models share."""
+        self.config = config
+        self.architecture = architecture
+        self.ties = ties
         self._layout = layout
-        self._template: PreTrainedModel | None = template
-        self._buffers: dict[str, np.ndarray] = {}
-        self._ties = _tied_names(template)
+        self._buffers = buffers
+        self._template: PreTrainedModel | None = None
+
+    @classmethod
+    def of(cls, template: PreTrainedModel, layout: Layout) -> Network:
+        """Of a model that was loaded, which gives the module objects and the buffers."""
+        network = cls(template.config, layout, type(template).__name__, _tied_names(template), {})
+        network._template = template
+        return network
 
     @property
-    def architecture(self) -> str:
-        return type(self._made()).__name__
+    def buffers(self) -> Mapping[str, np.ndarray]:
+        if self._template is None:
+            return self._buffers
+        return {name: buffer.cpu().numpy() for name, buffer in self._template.named_buffers()}
 
     def bind(self, vector: Tensor) -> PreTrainedModel:
         """A model whose parameters are views of a flat vector (P,): what is written there later, it runs.
 
         Only the module objects are new; buffers belong to the template.
         """
-        template = self._made()
+        template = self._made(vector.device)
         shared = {id(t): t for t in (*template.parameters(), *template.buffers())}
         model: PreTrainedModel = copy.deepcopy(template, shared)
         self._point(model, vector)
@@ -43,29 +62,29 @@ class Network:
 
     def release(self, vector: Tensor) -> None:
         """Let go of the weights that the template was loaded with; its parameters become views of this vector (P,)."""
-        self._point(self._made(), vector)
+        self._point(self._made(vector.device), vector)
 
     def _point(self, model: PreTrainedModel, vector: Tensor) -> None:
         for name, view in self._layout.views(vector).items():
             parameter = nn.Parameter(view, requires_grad=False)
-            for alias in self._ties[name]:
+            for alias in self.ties[name]:
                 owner, _, leaf = alias.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, parameter)
 
-    def _made(self) -> PreTrainedModel:
+    def _made(self, device: torch.device) -> PreTrainedModel:
         if self._template is None:
             with no_init_weights():  # its memory is never touched: the parameters will be views
                 model = AutoModelForSequenceClassification.from_config(self.config)
             for name, values in self._buffers.items():
                 owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, torch.from_numpy(values))
+                setattr(model.get_submodule(owner), leaf, torch.from_numpy(values).to(device))
             self._template = model.eval()
         return self._template
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         # As arrays: between processes, torch would move each tensor into shared memory.
-        state["_buffers"] = {name: buffer.cpu().numpy() for name, buffer in self._made().named_buffers()}
+        state["_buffers"] = self.buffers
         state["_template"] = None
         return state
 

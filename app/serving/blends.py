@@ -13,7 +13,7 @@ from torch import Tensor
 from app.cache.breaker import Breaker
 from app.cache.memory import Blend, MemoryTier
 from app.cache.tiers import Ladder, Stored
-from app.errors import MemberBlend, UnknownBlend
+from app.errors import MemberBlend, OutOfReach, UnknownBlend
 from app.models.bank import Bank
 from app.models.classifier import Mix
 from app.serving.compute import Compute, Vector
@@ -22,6 +22,7 @@ from app.weights.arena import BASE
 from app.weights.recipe import MICRO, Recipe
 
 MIXED = "mixed"
+PUBLISH = "have a pod that has them run POST /v1/blends with this recipe"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class Blends:
         self._bank = bank
         self._ladder = ladder
         self._compute = compute
-        ladder.built(_kind("linear", 2), scheduler.costs.build)
         self._members = {self.key(recipe): (recipe, name) for recipe, name in _member_recipes(bank)}
+        if bank.has_members:
+            ladder.built(_kind("linear", 2), scheduler.costs.build)
 
     def key(self, recipe: Recipe) -> str:
         return recipe.key(self._bank.fingerprint)
@@ -100,7 +102,13 @@ class Blends:
             yield Weights(key, recipe, Vector(row, key), MemoryTier.name, 0.0)
             return
 
+        if not self._bank.has_members and not self._ladder.holds(key) and not await self._stored_in(key):
+            # Known before a slot is taken: a recipe that cannot be served must not cost one that can.
+            raise await self._not_there(recipe)
+
         async def build(slot: Tensor) -> None:
+            if not self._bank.has_members:
+                raise _out_of_reach(f"blend {recipe.text!r} could not be read from Redis", f"try again, or {PUBLISH}")
             async with self._compute.unit() as unit:
                 self.scheduler.built(await unit.build(recipe.method, recipe.weights, slot))
 
@@ -123,19 +131,39 @@ class Blends:
         """Undo one `keep`: the recipe's weights may go when they have not been used for longest."""
         self._ladder.memory.let_go(self.key(recipe))
 
+    @asynccontextmanager
+    async def publish(self, recipe: Recipe) -> AsyncIterator[Weights]:
+        """The recipe's weights as `lease` gives them, put where other pods find them: members too, and whatever that
+        costs, because pods without members have no other way to them."""
+        async with self.lease(recipe) as weights:
+            assert isinstance(weights.operand, Vector)
+            if self._bank.has_members:
+                await self._ladder.publish(weights.key, recipe.text, weights.operand.values)
+            yield weights
+
     async def tiers(self, key: str) -> list[str]:
-        """Names of the tiers that hold this blend."""
-        if key in self._members:
-            return [MemoryTier.name]
-        memory = [self._ladder.memory.name] if self._ladder.memory.peek(key) else []
-        return memory + [tier.name for tier in self._ladder.further if await tier.find(key)]
+        """Names of the tiers that hold this blend; a member lies in memory."""
+        here = key in self._members or self._ladder.memory.peek(key) is not None
+        return [MemoryTier.name] * here + await self._stored_in(key)
+
+    async def _stored_in(self, key: str) -> list[str]:
+        return [tier.name for tier in self._ladder.further if await tier.find(key)]
+
+    async def _not_there(self, recipe: Recipe) -> OutOfReach:
+        if await self.shared_state() == "ok":
+            return _out_of_reach(f"there is no blend {recipe.text!r} in Redis", PUBLISH)
+        return _out_of_reach(
+            f"Redis does not answer now, blend {recipe.text!r} is not in memory",
+            "try again when /readyz says that redis is ok",
+        )
 
     async def cached(self) -> list[Cached]:
         """All blends that lie in a tier, most recently used first, then those that only lie further away."""
         shown = {blend.key: _in_memory(blend) for blend in reversed(self._ladder.memory.blends())}
         for tier in self._ladder.further:
             for stored in await tier.stored():
-                known = shown.setdefault(stored.key, _stored(stored))
+                here = [MemoryTier.name] if stored.key in self._members else []
+                known = shown.setdefault(stored.key, _stored(stored, here))
                 known.tiers.append(tier.name)
         return list(shown.values())
 
@@ -144,13 +172,13 @@ class Blends:
         if key in self._members:
             recipe, _ = self._members[key]
             age = time.time() - self._bank.loaded
-            return Cached(key, recipe.text, self._bank.arena.row_bytes, [MemoryTier.name], 0, age, 0, {})
+            return Cached(key, recipe.text, self._bank.arena.row_bytes, await self.tiers(key), 0, age, 0, {})
         blend = self._ladder.memory.peek(key)
         shown = _in_memory(blend) if blend else None
         for tier in self._ladder.further:
             stored = await tier.find(key)
             if stored:
-                shown = shown or _stored(stored)
+                shown = shown or _stored(stored, [])
                 shown.tiers.append(tier.name)
         if shown is None:
             raise _unknown(key)
@@ -189,6 +217,8 @@ class Blends:
 
 def _member_recipes(bank: Bank) -> list[tuple[Recipe, str]]:
     """The recipes whose weights are a row of the arena: the base, and each variant at t = 1."""
+    if not bank.has_members:
+        return []
     return [(Recipe(()), BASE), *((Recipe(((name, MICRO),)), name) for name in bank.variants)]
 
 
@@ -202,9 +232,13 @@ def _in_memory(blend: Blend) -> Cached:
     return Cached(blend.key, blend.recipe, blend.bytes, [MemoryTier.name], blend.hits, age, blend.pins, blend.costs)
 
 
-def _stored(stored: Stored) -> Cached:
+def _stored(stored: Stored, tiers: list[str]) -> Cached:
     age = time.time() - stored.created
-    return Cached(stored.key, stored.recipe, stored.bytes, [], 0, age, 0, {})
+    return Cached(stored.key, stored.recipe, stored.bytes, tiers, 0, age, 0, {})
+
+
+def _out_of_reach(why: str, what_to_do: str) -> OutOfReach:
+    return OutOfReach(f"{why}, and this pod has no members to build it from; {what_to_do}")
 
 
 def _unknown(key: str) -> UnknownBlend:

@@ -21,7 +21,6 @@ from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
 from app.serving.compute import Compute, Vector
 from app.serving.recollection import Recollection
-from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -205,12 +204,14 @@ class Engine:
         """
         recipe = self.cookbook.read((await self.blends.find(key)).recipe)
         layout, metadata = self.bank.arena.layout, {"recipe": recipe.text, "bank": self.bank.fingerprint}
-        length, _ = safetensors_stream(layout, self.bank.arena[BASE], metadata)
+        length, file = safetensors_stream(layout, self.bank.arena.rows.dtype, metadata)
+        async with self.blends.lease(recipe):
+            pass  # what cannot be had is refused before the first byte
 
         async def pieces() -> AsyncIterator[bytes]:
             async with self.blends.lease(recipe) as weights:
                 assert isinstance(weights.operand, Vector)
-                for piece in safetensors_stream(layout, weights.operand.values, metadata)[1]:
+                for piece in file(weights.operand.values):
                     yield piece
 
         return length, pieces()

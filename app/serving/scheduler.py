@@ -15,6 +15,7 @@ build's again at every build.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -91,12 +92,13 @@ class Scheduler:
         return float(traffic.tokens * 0.5 ** ((self._clock() - traffic.at) / HALF_LIFE))
 
 
-async def measure(compute: Compute, weights: Mapping[str, float], slot: Tensor, rows: list[Row]) -> Costs:
+async def measure(compute: Compute, weights: Mapping[str, float] | None, slot: Tensor, rows: list[Row]) -> Costs:
     """Time a build of these weights in a free slot (P,), and a forward pass of these rows on it, on one unit.
 
-    The fastest of a few: the first one meets cold memory, and any may be disturbed.
+    The fastest of a few: the first one meets cold memory, and any may be disturbed. Without weights, because there
+    is nothing to build from, the pass runs on what lies in the slot, and a build takes for ever.
     """
     async with compute.unit() as unit:
-        build = min([await unit.build("linear", weights, slot) for _ in range(TIMES)])
+        builds = [await unit.build("linear", weights, slot) for _ in range(TIMES)] if weights else []
         passes = [await unit.forward(rows, [Vector(slot, "")] * len(rows)) for _ in range(TIMES)]
-    return Costs(build, min(seconds for _, seconds in passes) / sum(len(row) for row in rows))
+    return Costs(min(builds, default=math.inf), min(seconds for _, seconds in passes) / sum(len(row) for row in rows))

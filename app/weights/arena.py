@@ -63,7 +63,10 @@ class Vectors:
 
 
 class Arena:
-    """The members' weights by name. `rows` is (1 + V, P); `partials` lists what not every member owns."""
+    """The members' weights by name. `rows` is (1 + V, P); `partials` lists what not every member owns.
+
+    Without members it knows their names, and what a vector of theirs is like; `rows` is then (0, P).
+    """
 
     def __init__(
         self,
@@ -71,10 +74,11 @@ class Arena:
         variants: Sequence[str],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        members: bool = True,
     ) -> None:
         self.layout = layout
         self.names = (BASE, *variants)
-        self._members = Vectors(len(self.names), layout.size, device, dtype)
+        self._members = Vectors(len(self.names) if members else 0, layout.size, device, dtype)
         self.partials: list[Partial] = []
 
     @property
@@ -88,6 +92,10 @@ class Arena:
     @property
     def variants(self) -> tuple[str, ...]:
         return self.names[1:]
+
+    @property
+    def has_members(self) -> bool:
+        return len(self.rows) > 0
 
     @property
     def row_bytes(self) -> int:

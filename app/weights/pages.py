@@ -23,8 +23,9 @@ class Pages:
     def __init__(self, size: int, descriptor: int | None = None) -> None:
         """`size` in bytes; `descriptor` is the file of pages that exist already."""
         self.size = size
-        self._descriptor = _anonymous_file(size) if descriptor is None else descriptor
-        self._map = mmap.mmap(self._descriptor, size)
+        mapped = max(size, mmap.PAGESIZE)  # nothing at all cannot be mapped
+        self._descriptor = _anonymous_file(mapped) if descriptor is None else descriptor
+        self._map = mmap.mmap(self._descriptor, mapped)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             try:
                 self._map.madvise(mmap.MADV_HUGEPAGE)
@@ -37,7 +38,7 @@ class Pages:
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The pages as a tensor; they live as long as it does."""
-        return torch.frombuffer(self._map, dtype=dtype, count=prod(shape)).view(shape)
+        return torch.frombuffer(self._map, dtype=dtype)[: prod(shape)].view(shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _attach, (self.size, reduction.DupFd(self._descriptor))
