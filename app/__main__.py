@@ -117,7 +117,7 @@ def _provider(options: argparse.Namespace) -> LocalProvider:
     """The bank for a command that needs logits and serves nobody."""
     import transformers
 
-    from app.main import device_of
+    from app.main import storage
     from app.search.local import LocalProvider
 
     settings = Settings.from_environment(os.environ, bank=options.bank)
@@ -125,7 +125,7 @@ def _provider(options: argparse.Namespace) -> LocalProvider:
         # Beside a bank file, --variant says where to go and not what to load.
         options = argparse.Namespace(base=None, bank=options.bank, variant=[])
     transformers.logging.set_verbosity_error()
-    return LocalProvider.load(_spec(options, settings), device_of(settings.device), settings.max_tokens)
+    return LocalProvider.load(_spec(options, settings), *storage(settings), settings.max_tokens)
 
 
 def _logits_folder() -> Path:

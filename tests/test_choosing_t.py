@@ -82,7 +82,7 @@ def test_a_barrier_is_measured_with_and_without_labels(run: Run, tmp_path: Path)
 
 
 REFUSED = [
-    ("{own}", [], "which way? name one --variant, or a --line; loaded: angry, polite"),
+    ("{own}", [], "which way? name a --variant, or a --line; loaded: angry, polite"),
     ("{own}", ["--variant", "odd"], "no variant 'odd'; loaded: base, angry, polite"),
     ("{own}", ["--line", "angry@0"], "'angry@0' is no line: both ends are base"),
     ("{own}", ["--variant", "angry", "--text", "body"], "no column 'body'; columns: text, label"),
@@ -99,7 +99,7 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def provider(spec: BankSpec) -> LocalProvider:
-    return LocalProvider.load(spec, torch.device("cpu"), max_tokens=64)
+    return LocalProvider.load(spec, torch.device("cpu"), torch.float32, max_tokens=64)
 
 
 @pytest.mark.parametrize(("data", "arguments", "sentence"), REFUSED, ids=[case[2][:30] for case in REFUSED])

@@ -44,7 +44,7 @@ def test_each_perturbation_does_what_it_says() -> None:
 @pytest.fixture(scope="module", params=["bert", "roberta", "distilbert", "deberta-v2", "modernbert"])
 def provider(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalProvider:
     root: Path = pico.write_bank(tmp_path_factory.mktemp("pico"), request.param)
-    return LocalProvider.load(BankSpec.from_toml(root / "bank.toml"), torch.device("cpu"), max_tokens=64)
+    return LocalProvider.load(BankSpec.from_toml(root / "bank.toml"), torch.device("cpu"), torch.float32, max_tokens=64)
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def test_a_line_may_run_between_variants_and_to_a_point() -> None:
 
 @pytest.fixture(scope="module")
 def provider(spec: BankSpec) -> LocalProvider:
-    return LocalProvider.load(spec, torch.device("cpu"), max_tokens=64)
+    return LocalProvider.load(spec, torch.device("cpu"), torch.float32, max_tokens=64)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -87,7 +87,7 @@ def _common(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="the variant to move towards; beside --base, NAME=SOURCE",
+        help="the variant to move towards, or several to find the best mix of; beside --base, NAME=SOURCE",
     )
     command.add_argument(
         "--line", help="where to move instead: airline..finance, or to a recipe: finance@0.4+airline@0.2"
@@ -105,6 +105,7 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path) -> int:
     from app.search.evidence import findings
     from app.search.passes import FolderStore, Passes
     from app.search.robustness import TS, robustness
+    from app.search.surface import towards_the_best_mix
     from app.search.sweep import sweep
     from app.search.whitebox import FastGradient
 
@@ -112,7 +113,12 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path) -> int:
     question = question_of(options, provider)
     with progress("sweep") as on_progress:
         passes = Passes(provider, FolderStore(store), on_progress)
+        variants, direction = variants_of(options, provider), None
+        if len(variants) > 1:
+            line, direction = towards_the_best_mix(question, variants, passes)
+            question = replace(question, line=line, squared_length=line.squared_length(provider.delta_products))
         found = findings(question, *sweep(question, passes), passes, provider.labels)
+        found.direction = direction
         if options.robustness:
             ts = sorted({*TS, found.best.t})
             target = question.targets[0]
@@ -189,14 +195,23 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
 
 
 def line_of(options: argparse.Namespace, provider: LocalProvider) -> Line:
-    """The line to move along: --line, else to what --variant names, else to the bank's only variant."""
+    """The line to move along: --line, else to what --variant names (of several the first), else the only variant."""
     from app.search.line import Line
 
     loaded = provider.cookbook.variants
-    named = [text.partition("=")[0] for text in options.variant] or list(loaded)
-    if options.line is None and len(named) != 1:
-        raise BadData(f"which way? name one --variant, or a --line; loaded: {', '.join(loaded) or 'none'}")
-    return Line.read(options.line or named[0], provider.cookbook)
+    if options.line is None and not options.variant and len(loaded) != 1:
+        raise BadData(f"which way? name a --variant, or a --line; loaded: {', '.join(loaded) or 'none'}")
+    return Line.read(options.line or (variants_of(options, provider) or loaded)[0], provider.cookbook)
+
+
+def variants_of(options: argparse.Namespace, provider: LocalProvider) -> list[str]:
+    """The variants that --variant names, each of which must exist; none beside --line."""
+    if options.line is not None:
+        return []
+    names = list(dict.fromkeys(text.partition("=")[0] for text in options.variant))
+    for name in names:
+        provider.cookbook.read(name)
+    return names
 
 
 def columns_of(options: argparse.Namespace) -> Columns:

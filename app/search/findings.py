@@ -123,6 +123,15 @@ class Steadiness:
     accuracy: Value
 
 
+@dataclass(frozen=True)
+class Direction:
+    """How the line was found when several variants were asked for: the best t of each, from so many blends."""
+
+    t: dict[str, Value]
+    blends: int
+    way: str
+
+
 @dataclass
 class Findings:
     """All that a sweep found. `passes` counts the blends that it needed, `passes_run` those that were not stored."""
@@ -154,3 +163,4 @@ class Findings:
     sentence: str = ""
     warnings: list[str] = field(default_factory=list)
     robustness: dict[str, list[Steadiness]] = field(default_factory=dict)
+    direction: Direction | None = None

@@ -6,10 +6,11 @@ each fold (`temperature.refitted`), since it is part of what is chosen; for othe
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
-from app.search.curve import Curve
 from app.search.folds import Split
 from app.search.question import Question
 from app.search.scores import Outcome
@@ -19,10 +20,19 @@ BLOCK = 4_000_000
 """Logits held at a time, as (t, text, class)."""
 
 
+class Scored(Protocol):
+    """Where logits of data sets come from: t's (G,) and the logits (g, N, C) of a data set at some of them."""
+
+    @property
+    def ts(self) -> NDArray[np.float64]: ...
+
+    def logits(self, data: int, ts: NDArray[np.float64]) -> NDArray[np.float64]: ...
+
+
 class Judge:
     """Scores at every t of the curve, `ts` (G,). Less is better, whatever the objective."""
 
-    def __init__(self, curve: Curve, question: Question) -> None:
+    def __init__(self, curve: Scored, question: Question) -> None:
         self.pool = question.pool
         self.ts = curve.ts
         self._curve = curve

@@ -28,9 +28,9 @@ class LocalProvider:
         self._built: Recipe | None = None
 
     @classmethod
-    def load(cls, spec: BankSpec, device: torch.device, max_tokens: int) -> LocalProvider:
+    def load(cls, spec: BankSpec, device: torch.device, dtype: torch.dtype, max_tokens: int) -> LocalProvider:
         """Raises `BadBank`."""
-        return cls(load_bank(spec, device), max_tokens)
+        return cls(load_bank(spec, device, dtype), max_tokens)
 
     @property
     def labels(self) -> list[str]:

@@ -195,7 +195,15 @@ def _choice(found: Findings) -> list[list[str]]:
         ["lambda", f"{penalty.weight:.3g}{' (by folds)' if penalty.by_folds else ''}"],
         ["held-out estimate", how],
         ["passes", f"{found.passes} blends, {found.passes_run} run now"],
+        *_direction(found),
     ]
+
+
+def _direction(found: Findings) -> list[list[str]]:
+    if found.direction is None:
+        return []
+    ts = [f"{name} {v.value:.2f} ({v.low:.2f} to {v.high:.2f})" for name, v in found.direction.t.items()]
+    return [[f"best mix, by {found.direction.way} over {found.direction.blends} blends", ", ".join(ts)]]
 
 
 def _data(found: Findings) -> list[list[str]]:

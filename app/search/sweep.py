@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from app.search.choice import Chosen, best_of_each, choose, fitted_penalty, paired_errors
 from app.search.curve import Curve
 from app.search.folds import Split, splits
-from app.search.judge import Judge
+from app.search.judge import Judge, Scored
 from app.search.passes import Passes
 from app.search.pool import Pool
 from app.search.question import Guard, Question
@@ -50,13 +50,14 @@ class Choice:
 def sweep(question: Question, passes: Passes) -> tuple[Curve, Choice]:
     """Choose; what it costs is made through `passes`. What was found is put together by `evidence.findings`."""
     curve = Curve(question.line, [d.texts for d in question.datasets], passes)
-    choice = _choice(question, curve)
+    choice = choice_of(question, curve)
     while not curve.check(choice.t):
-        choice = _choice(question, curve)
+        choice = choice_of(question, curve)
     return curve, choice
 
 
-def _choice(question: Question, curve: Curve) -> Choice:
+def choice_of(question: Question, curve: Scored) -> Choice:
+    """The choice among the t's of a curve (or the points of a surface), as far as its logits are to be believed."""
     judge = Judge(curve, question)
     feasible, feasible_resampled = _feasible(question, curve, judge)
     scores, resampled = judge.scores(), judge.resampled()
@@ -71,7 +72,7 @@ def _choice(question: Question, curve: Curve) -> Choice:
     return Choice(judge, penalty, scores + penalties, resampled + penalties, errors, feasible, best_ts, chosen)
 
 
-def _feasible(question: Question, curve: Curve, judge: Judge) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _feasible(question: Question, curve: Scored, judge: Judge) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which t's keep every guard, (G,), and the same in every resample of the guards' texts, (B, G).
 
     t = 0 always does.

@@ -113,7 +113,7 @@ def tested(curve: Curve, question: Question, t: float, temperature: float) -> fl
 
 
 def main(data: Path) -> None:
-    provider = LocalProvider.load(BankSpec.from_toml(bank_of(data)), torch.device("cpu"), max_tokens=128)
+    provider = LocalProvider.load(BankSpec.from_toml(bank_of(data)), torch.device("cpu"), torch.float32, max_tokens=128)
     recorded, store = Recorded(provider), FolderStore(cache_folder() / "logits")
     norms = dict(zip(provider.cookbook.variants, provider.bank.delta_norms, strict=True))
     print("| variant | texts | labels | passes | t (nearest) | loss | t (best) | loss | best grid t | loss", end="")
