@@ -158,9 +158,10 @@ def _reliability(found: Findings) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.4, 3.7), layout="constrained")
-    blends = {found.start_name: found.start, f"chosen: {found.chosen.recipe}": found.chosen, found.end_name: found.end}
+    # By t, since recipes of several variants are too long to stand side by side.
+    titles = ("t = 0", f"t = {found.best.t:g}, the choice", "t = 1")
     panels = figure.subplots(1, 3, sharey=True)
-    for axes, (title, blend) in zip(panels, blends.items(), strict=True):
+    for axes, title, blend in zip(panels, titles, (found.start, found.chosen, found.end), strict=True):
         _diagram(axes, blend)
         axes.set_title(title)
         axes.set_xlabel("confidence, %")
@@ -173,7 +174,7 @@ def _diagram(axes: Axes, blend: Blend) -> None:
     axes.plot([0, 100], [0, 100], color=SOFT, lw=0.8)
     for bins, color, label in (
         (blend.reliability_raw, SOFT, "as it is"),
-        (blend.reliability, CHOICE, f"at temperature {blend.temperature:.2f}"),
+        (blend.reliability, CHOICE, "at its temperature"),
     ):
         axes.plot(*_steps(bins), color=color, lw=1.6, marker="o", ms=3.5, label=label)
     axes.bar(

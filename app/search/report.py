@@ -157,7 +157,7 @@ def _with_interval(name: str, v: Value) -> str:
 
 
 def _tests(found: Findings) -> list[list[str]]:
-    rows = [["against", "choice right", "other right", "p (exact McNemar)"]]
+    rows = [["against", "choice right", "other right", "p (McNemar)"]]
     for name, test in ((found.start_name, found.against_start), (found.end_name, found.against_end)):
         rows.append([name, str(test.only_chosen), str(test.only_other), f"{test.p:.3g}"])
     return rows
