@@ -42,6 +42,8 @@ WARM_SECONDS = 5.0
 """How long a switch waits for a blend: many times what a build or a fetch takes."""
 HOLD_SECONDS = 2 * WARM_SECONDS
 """How long a pod keeps a blend that it was asked to have, until the move that wanted it is seen."""
+CANCEL_SECONDS = 0.2
+"""Between attempts to end what goes on in the background."""
 CHECK_SECONDS = 0.5
 """How often the mark is compared: every pod sees a move within a second even if its message is lost."""
 ANSWER_SECONDS = 0.01
@@ -95,9 +97,12 @@ class Aliases:
         self._spawn(self._listen(self._store))
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        while pending:
+            # Again and again: a connection that is being made swallows the first of them.
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
 
     # -- what is asked of them -------------------------------------------------------------------------
 
