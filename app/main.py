@@ -117,7 +117,8 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
     weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
     costs = await measure(compute, weights if bank.has_members else None, slots.rows[0], encoder.encode(WARM_UP))
-    ladder = Ladder(MemoryTier(slots.rows), [await redis_tier(*reached, settings, bank)] if reached else [])
+    further = [await redis_tier(*reached, settings, bank, resources)] if reached else []
+    ladder = Ladder(MemoryTier(slots.rows), further)
     resources.push_async_callback(ladder.close)
     if not bank.has_members:
         renewing = asyncio.create_task(ladder.renew())
@@ -243,7 +244,9 @@ async def redis_url(settings: Settings, resources: AsyncExitStack) -> RedisUrl |
     return RedisUrl.parse(private.url)
 
 
-async def redis_tier(client: Client, chunks: Chunks, settings: Settings, bank: Bank) -> RedisTier:
+async def redis_tier(
+    client: Client, chunks: Chunks, settings: Settings, bank: Bank, resources: AsyncExitStack
+) -> RedisTier:
     """Where blends wait that every pod can use."""
     arena = bank.arena
     dtype = str(arena.rows.dtype).removeprefix("torch.")
@@ -252,6 +255,7 @@ async def redis_tier(client: Client, chunks: Chunks, settings: Settings, bank: B
     # Whoever cannot rebuild a blend never removes one for lack of room.
     limit = settings.redis_blends_mib * MIB if bank.has_members else ENDLESS
     tier = RedisTier(client, chunks, shape, policy, settings.redis_namespace, settings.blend_ttl_s, limit)
+    resources.push_async_callback(tier.close)
     if policy.wants_a_measurement:
         await tier.measure()
     return tier

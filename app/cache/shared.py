@@ -45,7 +45,7 @@ FORMAT = 2
 POLL_SECONDS = 0.02
 """Between looks at what another pod is building; varied by half, so that those who wait do not all ask at once."""
 QUIET_SECONDS = 10.0
-"""Between two lines in the log about errors: a server that refuses everything would fill it."""
+"""Between two lines in the log: a server that refuses everything would fill it."""
 PROBE_TTL = 10
 """Seconds for which the chunk that a measurement writes may outlive it."""
 RENEW = """
@@ -128,9 +128,12 @@ class RedisTier:
                 return None
             if not await self._budget.room():
                 self.too_large += 1
+                self._tell(f"a blend of {self._shape.bytes} bytes is too large for redis or for its budget there")
                 return None
+            # Before, to make room; and after, because who lists blends meanwhile forgets one without a manifest.
             await self._budget.use(key, self._remove)
             await self._write(key, recipe, vector, called_off)
+            await self._budget.use(key, self._remove)
         except CalledOff:
             self.called_off += 1
             await self.delete(key)
@@ -192,6 +195,12 @@ class RedisTier:
             return False
         return not self._chunks.breaker.is_open
 
+    async def close(self) -> None:
+        """End what goes on by itself."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+            await asyncio.gather(self._measuring, return_exceptions=True)
+
     def counters(self) -> dict[str, int]:
         return {
             "hits": self.hits,
@@ -226,7 +235,7 @@ class RedisTier:
             return False
         except Wrong as error:
             self.corrupt += 1
-            log.warning("blend %s in redis is wrong and is deleted: %s", key, error)
+            self._tell(f"blend {key} in redis is wrong and is deleted: {error} ({self.corrupt} so far)")
             await self.delete(key)
             return False
         except Unavailable as reason:
@@ -386,9 +395,12 @@ class RedisTier:
         if isinstance(reason, LeftAlone):
             return
         self.errors += 1
+        self._tell(f"redis: {doing} failed ({reason}); going on without it ({self.errors} errors so far)")
+
+    def _tell(self, what: str) -> None:
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET_SECONDS
-            log.warning("redis: %s failed (%s), error %d; going on without it", doing, reason, self.errors)
+            log.warning(what)
 
 
 def _memory(vector: Tensor) -> memoryview:
