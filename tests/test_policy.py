@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.cache.policy import FRESH_SECONDS, MOST_PATIENCE, UNKNOWN_PATIENCE, Policy
+from app.cache.policy import FRESH_SECONDS, LEAST_LIMIT, MOST_PATIENCE, UNKNOWN_PATIENCE, Policy
 
 KIND = "linear 2"
 
@@ -22,7 +22,8 @@ def policy(build: float | None = None, fetch: float | None = None, write: float 
     ("build", "fetch", "write", "reads", "writes", "waits"),
     [
         (0.03, 0.10, 0.20, False, False, False),  # linear: made sooner than it can be sent
-        (0.15, 0.10, 0.20, True, True, False),  # sooner fetched, but not worth waiting for another's write
+        (0.15, 0.10, 0.20, True, False, False),  # sooner fetched where it lies there, but not worth a write
+        (0.25, 0.10, 0.20, True, True, False),  # worth a write, but not worth waiting for one
         (5.00, 0.10, 0.20, True, True, True),
         (None, 0.10, 0.20, True, False, True),  # new here: a whole fleet may be about to build it
         (5.00, None, None, True, False, True),  # nobody knows what a fetch costs: one look tells
@@ -87,5 +88,11 @@ def test_patience_follows_the_build_within_bounds() -> None:
     assert policy().patience(KIND) == UNKNOWN_PATIENCE
     assert policy(build=1.0, write=0.5).patience(KIND) == pytest.approx(4.5)
     assert policy(build=100.0).patience(KIND) == MOST_PATIENCE
-    assert policy(build=100.0).fetch_limit(KIND) == MOST_PATIENCE
-    assert policy(build=0.001, fetch=0.001).fetch_limit(KIND) == 1.0
+
+
+def test_a_fetch_is_given_up_when_it_takes_far_longer_than_either_way_should() -> None:
+    assert policy(build=0.001, fetch=0.001).fetch_limit(KIND) == LEAST_LIMIT
+    assert policy(build=2.0, fetch=0.5).fetch_limit(KIND) == pytest.approx(6.0)
+    assert policy(build=0.1, fetch=1.0).fetch_limit(KIND) == pytest.approx(3.0)
+    assert policy(build=100.0, fetch=1.0).fetch_limit(KIND) == MOST_PATIENCE
+    assert policy(build=0.1).fetch_limit(KIND) == MOST_PATIENCE

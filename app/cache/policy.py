@@ -3,7 +3,8 @@
 `auto` compares what this pod has measured, for each kind of build (its method and how many members take part):
 
     read   when a fetch is expected to be sooner than a build
-    write  by the same rule: every pod holds the same members, so what one would rather build the others would too
+    write  when a fetch is expected to take half as long as a build, or less: every pod holds the same members, so what
+           one would rather build the others would too, and a write must be earned back
     wait   for another pod that builds the same blend, when a build takes longer than writing and fetching it:
            only then do those who wait lose less than half of their time, and the processor gains a whole build
 
@@ -30,11 +31,13 @@ NEWEST = 0.3
 """Weight of the newest measurement in an average."""
 FRESH_SECONDS = 60.0
 """After which what a fetch costs is measured again: networks and servers change."""
+WORTH_A_WRITE = 0.5
 PATIENCE = 3.0
 """Times what a build and a write are expected to take, after which others build for themselves."""
 ONLY_WAY_SECONDS = 60.0
 """For a fetch where nothing can be built: nothing would come sooner."""
 LEAST_PATIENCE, MOST_PATIENCE, UNKNOWN_PATIENCE = 0.2, 10.0, 2.0
+LEAST_LIMIT = 1.0
 """Seconds."""
 
 
@@ -93,7 +96,7 @@ class Policy:
 
     def writes(self, kind: str) -> bool:
         build, fetch = self._build(kind), self.fetch.seconds
-        return self._decide(build is not None and fetch is not None and fetch < build)
+        return self._decide(build is not None and fetch is not None and fetch < build * WORTH_A_WRITE)
 
     def waits(self, kind: str) -> bool:
         build, fetch, write = self._build(kind), self.fetch.seconds, self.write.seconds
@@ -108,11 +111,14 @@ class Policy:
         return min(max(PATIENCE * expected, LEAST_PATIENCE), MOST_PATIENCE)
 
     def fetch_limit(self, kind: str) -> float:
-        """Seconds after which a fetch is given up: it may have to be rebuilt, and that should come in time."""
+        """Seconds after which a fetch is given up for a build. A server that stands still is noticed long before, by
+        the time-out of a chunk; this is for one that is slow."""
         if not self._can_build:
             return ONLY_WAY_SECONDS
-        known = [cost for cost in (self._build(kind), self.fetch.seconds) if cost is not None]
-        return min(max([1.0, *(PATIENCE * cost for cost in known)]), MOST_PATIENCE)
+        if self.fetch.seconds is None:
+            return MOST_PATIENCE
+        expected = max(self.fetch.seconds, self._build(kind) or 0.0)
+        return min(max(PATIENCE * expected, LEAST_LIMIT), MOST_PATIENCE)
 
     def costs(self) -> list[tuple[str, str, float]]:
         """What each way costs here: `build`, `fetch` or `write`, the kind of build (else empty), and seconds."""
