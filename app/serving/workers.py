@@ -116,6 +116,7 @@ class WorkerLane:
             self._discard()
             if not self._answered.done():
                 self._answered.set_exception(EOFError())
+                self._answered.exception()  # seen, though perhaps nobody waits
             return
         # An answer to a caller who was cancelled meanwhile comes before the one that is waited for.
         if serial == self._serial and not self._answered.done():
