@@ -24,6 +24,7 @@ lint: .venv/dev
 
 bench: .venv/dev .venv/bench
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.cache_hits
 
 soak: .venv/dev
 	$(BIN)/python -m tests.soak
