@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import RedisClusterException, RedisError
 
+from app.cache.client import FAULTS
 from app.errors import RedisAway
 
 MARK = b":mark"
@@ -123,7 +123,7 @@ def _pass_on(data: object, changed: Callable[[], None], asked: Callable[[str, st
 def _outage() -> Iterator[None]:
     try:
         yield
-    except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+    except FAULTS as error:
         raise RedisAway(
             f"redis does not answer or refuses ({type(error).__name__}), and without it the pods cannot agree; "
             "aliases go on pointing where they do"
