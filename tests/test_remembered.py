@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 from conftest import Service
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from servers import Server, server, until
 
 from app.models.bank import BankSpec
 
@@ -172,3 +177,64 @@ def test_entries_in_redis_end_with_their_time(serve: Callable[..., Service], spe
     written(client, 1)
     (key,) = redis.keys("*prediction*")
     assert 70 < redis.ttl(key) <= 77
+
+
+def kill(made: Server, redis: Redis) -> None:
+    made.kill()
+    made.start()
+
+
+def stand_still(made: Server, redis: Redis) -> None:
+    made.signal(signal.SIGSTOP)
+    time.sleep(0.6)
+    made.signal(signal.SIGCONT)
+
+
+def flush(made: Server, redis: Redis) -> None:
+    redis.flushall()
+
+
+def fill(made: Server, redis: Redis) -> None:
+    redis.config_set("maxmemory-policy", "noeviction")
+    redis.config_set("maxmemory", 1)
+    time.sleep(0.2)
+    redis.config_set("maxmemory", 0)
+
+
+def hang_up(made: Server, redis: Redis) -> None:
+    redis.client_kill_filter(_type="normal", skipme=True)
+
+
+@pytest.mark.parametrize("fault", [kill, stand_still, flush, fill, hang_up], ids=lambda fault: fault.__name__)
+def test_whatever_redis_does_predictions_are_answered_and_right(
+    serve: Callable[..., Service], spec: BankSpec, tmp_path: Path, fault: Callable[[Server, Redis], None]
+) -> None:
+    with server(tmp_path) as made, made.client() as redis:
+        one, two = (serve(spec, prediction_cache=True, redis_url=made.url).client for _ in range(2))
+        right = {text: scores(predict(one, texts=text, recipe="angry@0.4", cache=False))[0] for text in TEXTS}
+        done = threading.Event()
+
+        def traffic(client: httpx.Client) -> int:
+            count = 0
+            while not done.is_set():
+                texts = [TEXTS[count % 3], f"late {count}"]  # one that is known soon, and one that never is
+                found = scores(predict(client, texts=texts, recipe="angry@0.4"))[0]
+                assert found == pytest.approx(right[texts[0]], abs=1e-5)
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(4) as callers:
+            running = [callers.submit(traffic, (one, two)[i % 2]) for i in range(4)]
+            for _ in range(3):
+                fault(made, redis)
+                time.sleep(0.1)
+            done.set()
+            assert all(task.result() > 0 for task in running)
+
+        def is_shared() -> bool:
+            text = f"order {time.monotonic_ns()}"
+            predict(one, texts=text, recipe="angry@0.4")
+            time.sleep(0.1)
+            return predict(two, texts=text, recipe="angry@0.4")["source"] == "redis"
+
+        until(is_shared)
