@@ -153,10 +153,14 @@ class Chunks:
         """Do the work on an idle connection, else on a new one. An idle one may break at once, because the server was
         restarted or went away meanwhile: then another attempt is made, if there is one."""
         idle = self._idle.setdefault(place, [])
-        if idle and idle[-1].is_stale():
+        wire = _taken(idle)
+        if wire is not None and wire.is_stale():
+            wire.close()
             self._hang_up(place)
-        was_idle = bool(idle)
-        wire = idle.pop() if idle else _Wire(_connection(self._url, place))
+            wire = None
+        was_idle = wire is not None
+        if wire is None:
+            wire = _Wire(_connection(self._url, place))
         try:
             result = work(wire)
         except ConnectionError:
@@ -174,9 +178,17 @@ class Chunks:
 
     def _hang_up(self, *places: Place) -> None:
         for place in places:
-            idle = self._idle[place]
-            while idle:
-                idle.pop().close()
+            while (wire := _taken(self._idle[place])) is not None:
+                wire.close()
+
+
+def _taken(idle: list[_Wire]) -> _Wire | None:
+    """A wire that nobody else holds from now on: threads share the list, and looking at one before it is taken may meet
+    another thread's hanging up."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
 
 
 class _Wire:
