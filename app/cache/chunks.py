@@ -7,8 +7,8 @@ received where it will be used and sent from where it lies. Its checksum is take
 bytes are still in the processor's cache.
 
 The sockets block, with time-outs kept by the kernel, because a Python time-out would wake the thread for every
-few kilobytes, and each time it would queue for the interpreter's lock behind a busy event loop (beside such a loop
-one fetch was measured to take 30 seconds, and half a second this way).
+few kilobytes, and each time it would queue for the interpreter's lock behind a busy event loop (beside one that never
+rests, a fetch was measured to take up to a minute, and half a second this way).
 """
 
 from __future__ import annotations
