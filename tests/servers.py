@@ -50,12 +50,17 @@ class Server:
         assert binary is not None
         command = [binary, str(self._file), *(["--sentinel"] if self._sentinel else [])]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        until(lambda: self._answers())
+        until(lambda: self._answers() or self._has_ended())
+        assert not self._has_ended(), f"redis-server does not start: {self._file.read_text()}"
 
     def _answers(self) -> bool:
         with socket.socket() as probe:
             probe.settimeout(1)
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def _has_ended(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None
 
     def client(self, **options: object) -> Redis:
         return Redis(port=self.port, **options)  # type: ignore[arg-type]

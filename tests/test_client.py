@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import trustme
+from conftest import running
 from pods import KEY, KIND, VECTOR, P, fetched, name, with_pods, write
 from redis import Redis
 from servers import Server, cluster, line_to, server, until, watched
@@ -20,6 +21,7 @@ from app.cache.chunks import Chunks
 from app.cache.client import Client, LeftAlone, Unavailable, connect
 from app.cache.redis_url import RedisUrl
 from app.cache.shared import RedisTier
+from app.models.bank import BankSpec
 
 PASSWORD = "s3cret-canary"
 
@@ -143,8 +145,21 @@ def test_a_certificate_that_nobody_vouches_for(tmp_path: Path, tls: ssl.SSLConte
 
 # -- users ---------------------------------------------------------------------------------------------
 
-RULES = "+@read +@write +@scripting +@connection +info +time ~tween:*"
+RULES = "+@read +@write +@scripting +@connection +@pubsub +info +time ~tween:* resetchannels &tween:*"
 """All that a user of this service needs, in the words of ACL SETUSER."""
+
+
+def test_the_rights_that_a_service_needs_are_documented_and_enough(tmp_path: Path, spec: BankSpec) -> None:
+    assert f"`{RULES}`" in (Path(__file__).parent.parent / "docs" / "cache.md").read_text(encoding="utf-8")
+    with server(tmp_path, f"user tween on >{PASSWORD} {RULES}") as made, made.client() as redis:
+        url = f"redis://tween:{PASSWORD}@127.0.0.1:{made.port}"
+        with running(spec, redis_url=url, redis_blends="always") as service:
+            predict = {"texts": "ok", "recipe": "angry@0.4"}
+            assert service.client.post("/v1/predict", json=predict).json()["source"] == "built"
+            assert service.client.put("/v1/aliases/prod", json={"recipe": "angry@0.5"}).status_code in (200, 201)
+            until(lambda: redis.keys("tween:blend:*:manifest") and redis.keys("tween:prediction:*"))
+            assert service.client.get("/readyz").json()["redis"] == "ok"
+        assert redis.keys("tween:aliases") and redis.acl_log() == []
 
 
 def test_a_user_with_no_more_rights_than_documented(tmp_path: Path) -> None:
