@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import torch
 from fastapi import FastAPI
@@ -23,7 +24,7 @@ from app.api import alias_routes, metrics, middleware, native, probes, problems
 from app.cache.alias_store import AliasStore
 from app.cache.cards import Cards
 from app.cache.chunks import Chunks
-from app.cache.client import Client, Unavailable, connect
+from app.cache.client import AnyRedis, Client, Unavailable, connect
 from app.cache.memory import MemoryTier
 from app.cache.policy import Policy
 from app.cache.predictions import Predictions
@@ -121,21 +122,11 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
     ladder = Ladder(MemoryTier(slots.rows), further)
     resources.push_async_callback(ladder.close)
     if not bank.has_members:
-        renewing = asyncio.create_task(ladder.renew())
-        resources.callback(renewing.cancel)
+        meanwhile(ladder.renew(), resources)
     blends = Blends(bank, ladder, Scheduler(costs), compute)
     batcher = Batcher(compute, len(bank.labels), settings.batch_tokens, settings.queue_rows)
-    running = asyncio.create_task(batcher.run())
-    resources.callback(running.cancel)
-
-    predictions = None
-    if settings.prediction_cache:
-        products = "int8" if settings.cpu_int8 == "on" else "float"
-        predictions = Predictions(
-            redis, settings.redis_namespace, products, len(bank.labels), settings.prediction_ttl_s
-        )
-        resources.push_async_callback(predictions.close)
-
+    meanwhile(batcher.run(), resources)
+    predictions = remembered(settings, bank, redis, resources) if settings.prediction_cache else None
     default = cookbook.read(settings.default_recipe)
     aliases = Aliases(cookbook, blends, AliasStore(redis, settings.redis_namespace) if redis else None)
     resources.push_async_callback(aliases.close)
@@ -154,16 +145,33 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
         default,
         settings.max_texts,
     )
-    if cards:
-        card = await loop.run_in_executor(torch_thread, write_card, bank)
-        keeping = asyncio.create_task(cards.keep(bank.fingerprint, card, newest=bank.has_members))
-        resources.callback(keeping.cancel)
+    if cards and settings.redis_url:  # in a private Redis nobody would look for it
+        meanwhile(publish_card(bank, cards, torch_thread), resources)
     # What the libraries made stays, and a collector that walked it would stop the loop for a tenth of a second.
     gc.collect()
     gc.freeze()
     resources.callback(gc.unfreeze)
     log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
     return engine
+
+
+def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:
+    """Have something go on in the background until the service ends."""
+    resources.callback(asyncio.create_task(work).cancel)
+
+
+def remembered(settings: Settings, bank: Bank, redis: AnyRedis | None, resources: AsyncExitStack) -> Predictions:
+    """Where predictions are remembered."""
+    products = "int8" if settings.cpu_int8 == "on" else "float"
+    predictions = Predictions(redis, settings.redis_namespace, products, len(bank.labels), settings.prediction_ttl_s)
+    resources.push_async_callback(predictions.close)
+    return predictions
+
+
+async def publish_card(bank: Bank, cards: Cards, thread: Executor) -> None:
+    """Tell pods without members what this bank is; writing it down takes a second, which nobody waits for."""
+    card = await asyncio.get_running_loop().run_in_executor(thread, write_card, bank)
+    await cards.keep(bank.fingerprint, card, newest=bank.has_members)
 
 
 async def published_bank(settings: Settings, spec: PublishedBank, cards: Cards | None) -> Bank:

@@ -75,7 +75,7 @@ def test_only_hot_vectors_get_a_copy_and_only_so_many(bank: Bank) -> None:
     second, _ = kept.of(vectors[1], "b", enough), kept.of(vectors[0], "a", 1)
     kept.of(vectors[2], "c", enough)  # takes the place of the one unused longest
     assert kept.of(vectors[0], "a", 1) is first
-    assert kept.of(vectors[1], "b", 1) is not second
+    assert kept.of(vectors[1], "b", 1) is vectors[1] is not second  # and has to earn another
 
 
 def test_a_slot_with_another_blend_is_quantised_anew(bank: Bank, rows: list[Row]) -> None:

@@ -290,7 +290,7 @@ class Aliases:
             except RedisAway:
                 log.debug("aliases: redis is away")
             except Exception:
-                log.exception("aliases: listening failed")
+                log.exception("aliases: listening failed")  # and goes on: messages are hints, but quick ones
             await asyncio.sleep(CHECK_SECONDS)
 
     async def _prepare(self, store: AliasStore, ticket: str, text: str) -> None:
@@ -312,6 +312,7 @@ class Aliases:
         try:
             warm = await kept.is_warm()
         except Exception:
+            # Whatever it is, the pod that moves the alias waits for a yes or no.
             log.exception("aliases: the blend of %s cannot be made", kept.recipe.text)
             return False
         if not warm:

@@ -79,12 +79,13 @@ class WorkerLane:
         """What the worker's machine answers. Raises `WorkerLost` if two workers in a row die of the question."""
         for _ in range(2):
             try:
+                if self._connection is None:
+                    self._restarts += 1
+                    log.warning("a worker process has died; another takes its place")
+                    await self.start()
                 done, reply = await self._ask(name, arguments)
             except (EOFError, OSError):
                 self._discard()
-                self._restarts += 1
-                log.warning("a worker process has died; another takes its place")
-                await self.start()
                 continue
             if not done:
                 raise RuntimeError(f"a worker failed: {reply}")
@@ -100,8 +101,7 @@ class WorkerLane:
                 process.kill()
 
     async def _ask(self, name: str, arguments: tuple[object, ...]) -> tuple[bool, Any]:
-        if self._connection is None:
-            raise EOFError
+        assert self._connection is not None
         self._serial += 1
         self._answered = asyncio.get_running_loop().create_future()
         self._connection.send_bytes(pickle.dumps((self._serial, name, arguments)))
