@@ -19,7 +19,7 @@ from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
 from app.models.tokens import Row, TextEncoder
 from app.serving import compute as compute_module
-from app.serving.compute import Compute, Lane, Machine, ThreadLane, Vector
+from app.serving.compute import Compute, Lane, Machine, ThreadLane, Vector, logits_of
 from app.serving.workers import WorkerLane
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
@@ -83,7 +83,7 @@ def test_a_worker_builds_and_runs_as_this_process_does(any_bank: Bank, rows: lis
         here = classifier.batch(
             rows, [one if isinstance(one, Mix) else classifier.fixed(one.values) for one in weights]
         )
-        torch.testing.assert_close(logits, here, rtol=0, atol=1e-6)
+        torch.testing.assert_close(logits_of(logits), here, rtol=0, atol=1e-6)
 
     with_workers(any_bank, 1, scenario)
 
@@ -98,7 +98,7 @@ def test_units_work_at_the_same_time(bank: Bank, rows: list[Row]) -> None:
                 *(unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * 4) for unit in (one, other))
             )
             assert not third.done()
-        assert torch.equal(both[0][0], both[1][0])
+        assert both[0][0] == both[1][0]
         compute.give_back(await third)
 
     with_workers(bank, 2, scenario)
@@ -116,7 +116,9 @@ def test_a_worker_that_is_killed_is_replaced_and_asked_again(bank: Bank, rows: l
             else:
                 os.kill(first, signal.SIGKILL)
             logits, _ = await unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * len(rows))
-        torch.testing.assert_close(logits, Classifier(bank).logits(bank.arena["angry"], rows), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            logits_of(logits), Classifier(bank).logits(bank.arena["angry"], rows), rtol=0, atol=1e-6
+        )
         assert compute.restarts == 1 and pid_of(lane) != first
 
     with_workers(bank, 1, scenario)
@@ -163,7 +165,9 @@ def test_an_answer_to_a_caller_who_left_is_given_to_nobody_else(bank: Bank, rows
             await asyncio.sleep(0)
             gone.cancel()
             logits, _ = await unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * len(rows))
-        torch.testing.assert_close(logits, Classifier(bank).logits(bank.arena["angry"], rows), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            logits_of(logits), Classifier(bank).logits(bank.arena["angry"], rows), rtol=0, atol=1e-6
+        )
 
     with_workers(bank, 1, scenario)
 
@@ -178,7 +182,7 @@ def test_a_thread_answers_as_well(bank: Bank, rows: list[Row]) -> None:
                 slot = machine.vectors[-1].vector
                 await unit.build("linear", WEIGHTS, slot)
                 logits, _ = await unit.forward(rows, [Vector(slot, "")] * len(rows))
-            torch.testing.assert_close(logits, machine.classifier.logits(slot, rows), rtol=0, atol=1e-6)
+            torch.testing.assert_close(logits_of(logits), machine.classifier.logits(slot, rows), rtol=0, atol=1e-6)
             await compute.close()
 
     asyncio.run(main())

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.native import REFUSALS, RecipeField, json_only
+from app.api.direct import json_only
+from app.api.native import REFUSALS, RecipeField
 from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.serving.alias_history import Alias, Version

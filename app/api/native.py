@@ -15,9 +15,9 @@ from pydantic import (
     field_validator,
 )
 
-from app.api.probes import TheEngine
+from app.api.direct import Handler, json_only, read_json, write_json
+from app.api.probes import TheEngine, engine_of
 from app.api.problems import Problem
-from app.errors import WrongContentType
 from app.serving.blends import Cached
 from app.serving.engine import Answer, Engine
 from app.weights.recipe import Recipe
@@ -164,18 +164,6 @@ class DeletedReply(BaseModel):
     tiers: list[str] = Field(description="the tiers that held it")
 
 
-async def json_only(request: Request) -> None:
-    """Refuses a body that does not say that it is JSON, such as curl's default."""
-    has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
-    if not has_body or request.method not in ("POST", "PUT", "PATCH"):
-        return
-    given = request.headers.get("content-type", "")
-    kind = given.partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        shown = repr(given[:80]) if given else "none"
-        raise WrongContentType(f"the Content-Type is {shown}; send JSON with Content-Type: application/json")
-
-
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "model": Problem}
     for status, description in {
@@ -219,6 +207,14 @@ async def predict(
     recipes = [_recipe(engine, one) for one in given] if isinstance(given, list) else _recipe(engine, given)
     answer = await engine.predict(body.as_list(), recipes, body.function, body.cache)
     return _reply(answer, engine.bank.labels, body.top_k, many=isinstance(given, list))
+
+
+async def predict_directly(request: Request) -> Response:
+    """`predict` without the framework between."""
+    return write_json(await predict(await engine_of(request), await read_json(request, PredictRequest)))
+
+
+DIRECT: dict[tuple[str, str], Handler] = {("POST", "/v1/predict"): predict_directly}
 
 
 @router.get("/bank", tags=["bank"])

@@ -95,35 +95,40 @@ def _reply(body: Problem, headers: dict[str, str]) -> JSONResponse:
     return JSONResponse(body.model_dump(), body.status, headers, media_type=MEDIA_TYPE)
 
 
+def reply_to(request: Request, error: Exception) -> JSONResponse | None:
+    """The reply for what a handler may raise; None for what nobody expected."""
+    if isinstance(error, TweenError):
+        return problem(request, error)
+    if isinstance(error, RequestValidationError):
+        return plain_problem(request, *_sentence(error.errors()[0]))
+    if isinstance(error, HTTPException):
+        return plain_problem(request, error.status_code, _detail(request, error), dict(error.headers or {}))
+    return None
+
+
+def _detail(request: Request, error: HTTPException) -> str:
+    if error.status_code == 404:
+        return f"there is nothing at {request.url.path}; /docs lists what is"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return f"{request.method} does not work at {request.url.path}; use {allowed}"
+    return str(error.detail)
+
+
 def install(app: FastAPI) -> None:
     """Give every error of the app the shape above."""
 
-    async def domain(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, TweenError)
-        return problem(request, error)
-
-    async def http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        detail = str(error.detail)
-        if error.status_code == 404:
-            detail = f"there is nothing at {request.url.path}; /docs lists what is"
-        elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            detail = f"{request.method} does not work at {request.url.path}; use {allowed}"
-        return plain_problem(request, error.status_code, detail, dict(error.headers or {}))
-
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        status, detail = _sentence(error.errors()[0])
-        return plain_problem(request, status, detail)
+    async def expected(request: Request, error: Exception) -> JSONResponse:
+        reply = reply_to(request, error)
+        assert reply is not None
+        return reply
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected %s at %s", type(error).__name__, request.url.path, exc_info=error)
         return plain_problem(request, 500, "something went wrong here; the log tells what")
 
-    app.add_exception_handler(TweenError, domain)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
+    for kind in (TweenError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, expected)
     app.add_exception_handler(Exception, unexpected)
 
 

@@ -14,9 +14,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from app.errors import Overloaded
 from app.models.tokens import Row
 from app.serving.blends import Weights
@@ -28,9 +25,9 @@ SHARE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits (B, C) of a caller's rows, and how long they waited and ran, in milliseconds."""
+    """What a caller's rows gave: logits of each, (C,) as the bytes of float32. Waiting and running in milliseconds."""
 
-    logits: Tensor
+    logits: list[bytes]
     queue_ms: float
     forward_ms: float
 
@@ -42,7 +39,7 @@ class _Job:
     rows: Sequence[Row]
     weights: Weights
     done: asyncio.Future[Scored]
-    logits: Tensor
+    logits: list[bytes]
     left: int
     arrived: float = field(default_factory=time.perf_counter)
     started: float | None = None
@@ -51,9 +48,8 @@ class _Job:
 class Batcher:
     """Queues rows for the units of `compute`."""
 
-    def __init__(self, compute: Compute, classes: int, batch_tokens: int, max_rows: int) -> None:
+    def __init__(self, compute: Compute, batch_tokens: int, max_rows: int) -> None:
         self._compute = compute
-        self._classes = classes
         self._batch_tokens = batch_tokens
         self._max_rows = max_rows
         self._waiting: deque[tuple[_Job, int]] = deque()
@@ -77,7 +73,7 @@ class Batcher:
                 retry_after=max(1, round(len(self._waiting) * self._seconds_per_row)),
             )
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        job = _Job(rows, weights, done, torch.empty(len(rows), self._classes), left=len(rows))
+        job = _Job(rows, weights, done, [b""] * len(rows), left=len(rows))
         self._waiting.extend((job, index) for index in range(len(rows)))
         self._waiting_tokens += sum(len(row) for row in rows)
         self._arrival.set()

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Literal
 
 from torch import Tensor
@@ -22,6 +23,8 @@ from app.weights.arena import BASE
 from app.weights.recipe import MICRO, Recipe
 
 MIXED = "mixed"
+KEYS = 4_096
+"""Recipes whose key is remembered: a request asks for it four times."""
 PUBLISH = "have a pod that has them run POST /v1/blends with this recipe"
 
 
@@ -61,12 +64,13 @@ class Blends:
         self._bank = bank
         self._ladder = ladder
         self._compute = compute
+        self._keys = lru_cache(KEYS)(partial(Recipe.key, fingerprint=bank.fingerprint))
         self._members = {self.key(recipe): (recipe, name) for recipe, name in _member_recipes(bank)}
         if bank.has_members:
             ladder.built(_kind("linear", 2), scheduler.costs.build)
 
     def key(self, recipe: Recipe) -> str:
-        return recipe.key(self._bank.fingerprint)
+        return self._keys(recipe)
 
     @asynccontextmanager
     async def use(self, recipe: Recipe, tokens: int) -> AsyncIterator[Weights]:

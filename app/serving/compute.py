@@ -55,15 +55,16 @@ class Machine:
         self._int8 = classifier.int8_copies(INT8_ROOM) if int8 else None
         self.vectors = [classifier.fixed(vector) for vector in (*classifier.arena.rows, *slots.rows)]
 
-    def forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[list[float]], float]:
-        """Logits (B, C) in the order of `rows`, and the seconds that they took."""
+    def forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[bytes], float]:
+        """Logits of each row, (C,) as the bytes of float32, and the seconds that they took."""
         started = time.perf_counter()
         tokens: Counter[Place | Mix] = Counter()
         for row, one in zip(rows, operands, strict=True):
             tokens[one] += len(row)
         weights = {one: self._ready(one, count) for one, count in tokens.items()}
         logits = self.classifier.batch(rows, [weights[one] for one in operands])
-        return logits.tolist(), time.perf_counter() - started
+        values = logits.float().cpu().numpy()
+        return [row.tobytes() for row in values], time.perf_counter() - started
 
     def _ready(self, operand: Place | Mix, tokens: int) -> Fixed | Mix:
         """The weights to run so many tokens on."""
@@ -124,11 +125,12 @@ class Unit:
         self._lane = lane
         self._numbers = numbers
 
-    async def forward(self, rows: Sequence[Row], weights: Sequence[Vector | Mix]) -> tuple[Tensor, float]:
-        """Logits (B, C) of rows that each have weights of their own, and the seconds of the pass."""
+    async def forward(self, rows: Sequence[Row], weights: Sequence[Vector | Mix]) -> tuple[list[bytes], float]:
+        """Logits, each (C,) as the bytes of float32, of rows that each have weights of their own, and the seconds of
+        the pass."""
         operands = [one if isinstance(one, Mix) else Place(self._number(one.values), one.key) for one in weights]
-        logits, seconds = await self._lane.call("forward", rows, operands)
-        return torch.tensor(logits), seconds
+        answer: tuple[list[bytes], float] = await self._lane.call("forward", rows, operands)
+        return answer
 
     async def build(self, method: str, weights: Mapping[str, float], slot: Tensor) -> float:
         """Write a blend into a slot (P,); gives the seconds that it took."""
@@ -180,6 +182,11 @@ class Compute:
 
     async def close(self) -> None:
         await asyncio.gather(*(lane.close() for lane in self._lanes))
+
+
+def logits_of(rows: Sequence[bytes]) -> Tensor:
+    """(B, C) from rows that are each (C,) as the bytes of float32: what crosses between processes and into caches."""
+    return torch.frombuffer(bytearray().join(rows), dtype=torch.float32).view(len(rows), -1)
 
 
 def usable_cores() -> int:

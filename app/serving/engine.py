@@ -169,13 +169,13 @@ class Engine:
         by_recipe: dict[Recipe, list[int]] = {}
         for index in rows:
             by_recipe.setdefault(recipes[index], []).append(index)
-        logits = torch.empty(len(recipes), len(self.bank.labels))
+        logits: dict[int, bytes] = {}
         parts = await self._run(by_recipe, rows, logits)
-        known.learn(rows, logits[list(rows)])
+        known.learn(rows, logits)
         return list(parts.values())
 
     async def _run(
-        self, by_recipe: Mapping[Recipe, list[int]], rows: Mapping[int, Row], logits: Tensor
+        self, by_recipe: Mapping[Recipe, list[int]], rows: Mapping[int, Row], logits: dict[int, bytes]
     ) -> dict[Recipe, _Part]:
         """The rows of each recipe, side by side. Each holds its own blend and no other, so that no two requests can
         wait for slots that the other one holds; where one is refused, the rest is called off."""
@@ -184,7 +184,7 @@ class Engine:
             mine = [rows[index] for index in indices]
             async with self.blends.use(recipe, sum(len(row) for row in mine)) as weights:
                 scored = await self.batcher.submit(mine, weights)
-            logits[indices] = scored.logits
+            logits.update(zip(indices, scored.logits, strict=True))
             return _Part(weights.source, weights.milliseconds, scored)
 
         if len(by_recipe) == 1:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from app.cache.predictions import Known, Name, Predictions
 from app.models.tokens import Row, Text
+from app.serving.compute import logits_of
 
 
 class Recollection:
@@ -47,12 +47,10 @@ class Recollection:
                 self._learn(index, rows[index], logits, None)
                 self.sources[index] = "redis"
 
-    def learn(self, rows: Mapping[int, Row], logits: Tensor) -> None:
-        """Note what a forward pass gave, (N, C) for N rows, and have it remembered."""
-        data = logits.numpy().tobytes()
-        size = len(data) // len(rows)
-        for place, (index, row) in enumerate(rows.items()):
-            self._learn(index, row, data[place * size : (place + 1) * size], self._names.get(index))
+    def learn(self, rows: Mapping[int, Row], logits: Mapping[int, bytes]) -> None:
+        """Note what a forward pass gave, each (C,) as the bytes of float32, and have it remembered."""
+        for index, row in rows.items():
+            self._learn(index, row, logits[index], self._names.get(index))
 
     def _learn(self, index: int, row: Row, logits: bytes, name: Name | None) -> None:
         known = self._known[index] = Known(logits, len(row), row.truncated)
@@ -61,5 +59,4 @@ class Recollection:
 
     def logits(self) -> Tensor:
         """Logits (N, C) of all N texts, once all are known."""
-        data = bytearray().join(self._known[index].logits for index in range(len(self._texts)))
-        return torch.frombuffer(data, dtype=torch.float32).view(len(self._texts), -1)
+        return logits_of([self._known[index].logits for index in range(len(self._texts))])

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
 from app.weights.arena import BASE
@@ -67,6 +68,7 @@ class Cookbook:
     def __init__(self, variants: Sequence[str], low: float = -1.0, high: float = 2.0) -> None:
         self.variants = tuple(variants)
         self.aliases: dict[str, Recipe] = {}
+        self._known = lru_cache(4_096)(self._read_text)  # most requests name one of a few
         self.low, self.high = Decimal(repr(low)), Decimal(repr(high))
 
     def read(self, recipe: object) -> Recipe:
@@ -76,7 +78,7 @@ class Cookbook:
         the bank and `UnknownAlias` for one that is no alias; the message says what would do.
         """
         if isinstance(recipe, str):
-            return self._behind(recipe.strip()) if names_alias(recipe) else self._read_text(recipe)
+            return self._behind(recipe.strip()) if names_alias(recipe) else self._known(recipe)
         if isinstance(recipe, Mapping):
             return self._read_json(recipe)
         raise BadRecipe(f"a recipe is a text such as '{self._example}' or an object, not {_shown(recipe)}")
