@@ -50,12 +50,12 @@ class Direct:
 
 async def json_only(request: Request) -> None:
     """Refuses a body that does not say that it is JSON, such as curl's default."""
-    has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
-    if not has_body or request.method not in ("POST", "PUT", "PATCH"):
-        return
     given = request.headers.get("content-type", "")
     kind = given.partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+    if has_body and request.method in ("POST", "PUT", "PATCH"):
         shown = repr(given[:80]) if given else "none"
         raise WrongContentType(f"the Content-Type is {shown}; send JSON with Content-Type: application/json")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,12 +25,12 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        given = _header(scope, b"x-request-id")
         request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -48,7 +47,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
+        announced = _header(scope, b"content-length")
         if announced.isdigit() and int(announced) > self._limit:
             reply = problem(Request(scope), BodyTooLarge(self._sentence))
             reply.headers["Connection"] = "close"
@@ -70,3 +69,8 @@ class BodyLimit:
     @property
     def _sentence(self) -> str:
         return f"the body is larger than {self._limit} bytes; send fewer or shorter texts in one call"
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    """The value of a header, empty if it is not there; a server gives names in small letters."""
+    return next((value.decode("latin-1") for header, value in scope["headers"] if header == name), "")

@@ -22,6 +22,9 @@ from app.serving.compute import Compute, Unit, Vector
 SHARE_TOKENS = 64
 """A batch is not split among free units below this: products of fewer tokens are slower for each."""
 
+TURNS = 2
+"""Turns of the loop from a request's bytes to its rows in line: its handler starts in the turn after they came."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -85,6 +88,7 @@ class Batcher:
             while True:
                 await self._arrival.wait()
                 unit = await self._compute.take()
+                await self._settle()
                 batch = self._take()
                 if not batch:
                     self._compute.give_back(unit)
@@ -96,6 +100,15 @@ class Batcher:
         finally:
             for task in self._running:
                 task.cancel()
+
+    async def _settle(self) -> None:
+        """Let requests in that are on their way through the loop already: turns of it, while each brings some.
+        Otherwise the first of many callers who were answered together would run alone."""
+        waiting = -1
+        while waiting < len(self._waiting):
+            waiting = len(self._waiting)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
 
     def _take(self) -> list[tuple[_Job, int]]:
         """The next rows in line: this unit's share of what waits, up to the budget and at least one row. Rows of
