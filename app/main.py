@@ -125,7 +125,7 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
     if not bank.has_members:
         meanwhile(ladder.renew(), resources)
     blends = Blends(bank, ladder, Scheduler(costs), compute)
-    batcher = Batcher(compute, settings.batch_tokens, settings.queue_rows)
+    batcher = Batcher(compute, settings.batch_tokens, settings.queue_rows, settings.queue_ms / 1e3)
     meanwhile(batcher.run(), resources)
     predictions = remembered(settings, bank, redis, resources) if settings.prediction_cache else None
     default = cookbook.read(settings.default_recipe)

@@ -67,13 +67,19 @@ class Scene:
 
 @pytest.fixture
 def run(bank: Bank, slots: Vectors) -> Callable[..., None]:
-    def run(scenario: Callable[[Scene], Awaitable[None]], tokens: int = 4096, rows: int = 1024, units: int = 1) -> None:
+    def run(
+        scenario: Callable[[Scene], Awaitable[None]],
+        tokens: int = 4096,
+        rows: int = 1024,
+        units: int = 1,
+        wait: float = 9.0,
+    ) -> None:
         async def main() -> None:
             classifier = Watched(bank)
             machine = Machine(classifier, slots)
             with ThreadPoolExecutor(1) as thread:
                 compute = Compute(machine, [ThreadLane(machine, thread) for _ in range(units)])
-                batcher = Batcher(compute, tokens, rows)
+                batcher = Batcher(compute, tokens, rows, wait)
                 running = asyncio.create_task(batcher.run())
                 await asyncio.wait_for(scenario(Scene(batcher, classifier, list(slots.rows))), 30)
                 assert batcher.waiting_rows == 0 and compute.idle == units
@@ -147,6 +153,32 @@ def test_a_full_queue_refuses_and_what_waits_is_served(run: Callable[..., None],
         await scene.batcher.submit(rows[:5], scene.weights("angry"))
 
     run(scenario, rows=12)
+
+
+def test_one_text_does_not_wait_for_somebodys_sixty(run: Callable[..., None], rows: list[Row]) -> None:
+    async def scenario(scene: Scene) -> None:
+        many = asyncio.create_task(scene.batcher.submit(rows, scene.weights("angry")))
+        while not scene.classifier.sizes:
+            await asyncio.sleep(0)
+        await scene.batcher.submit(rows[:1], scene.weights("polite"))
+        assert not many.done() and sum(scene.classifier.sizes) < len(rows)
+        assert len((await many).logits) == sum(scene.classifier.sizes) - 1 == len(rows)
+
+    run(scenario, tokens=64)
+
+
+def test_who_would_wait_too_long_is_refused_at_once(run: Callable[..., None], rows: list[Row]) -> None:
+    async def scenario(scene: Scene) -> None:
+        weights = scene.weights("angry")
+        await scene.batcher.submit(rows, weights)  # now it is known what a row takes
+        accepted = asyncio.create_task(scene.batcher.submit(rows, weights))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=r"60 texts are waiting and the next would wait \d+ ms, where 0 ms are"):
+            await scene.batcher.submit(rows[:1], weights)
+        assert len((await accepted).logits) == 60 and scene.batcher.refused == 1
+        await scene.batcher.submit(rows[:1], weights)  # where nobody waits, nobody is refused
+
+    run(scenario, wait=1e-9)
 
 
 def test_rows_of_callers_who_left_are_not_run(run: Callable[..., None], rows: list[Row]) -> None:

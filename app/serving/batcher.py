@@ -1,6 +1,7 @@
 """Many callers, one forward pass.
 
-Rows wait in one line. Whenever a unit of compute is free, the batcher takes what waits, up to a budget of tokens
+Callers wait in one line, and each gives a row in turn, so that who brings one text does not wait for somebody's five
+hundred. Whenever a unit of compute is free, the batcher takes what waits, up to a budget of tokens
 and leaving their share to other free units, and has it run: under low load a text never waits for company, under high
 load the next batch forms while others run. A batch may hold rows of many recipes, and all of them run in one pass: each
 row on its own finished blend, or mixed from the members.
@@ -37,13 +38,14 @@ class Scored:
 
 @dataclass(eq=False)
 class _Job:
-    """A caller's rows, all with the same weights."""
+    """A caller's rows, all with the same weights; `next` is the first that waits, `left` how many have not run."""
 
     rows: Sequence[Row]
     weights: Weights
     done: asyncio.Future[Scored]
     logits: list[bytes]
     left: int
+    next: int = 0
     arrived: float = field(default_factory=time.perf_counter)
     started: float | None = None
 
@@ -51,36 +53,45 @@ class _Job:
 class Batcher:
     """Queues rows for the units of `compute`."""
 
-    def __init__(self, compute: Compute, batch_tokens: int, max_rows: int) -> None:
+    def __init__(self, compute: Compute, batch_tokens: int, max_rows: int, max_wait: float) -> None:
+        """At most `max_rows` wait, and nobody's first row for longer than about `max_wait` seconds."""
         self._compute = compute
         self._batch_tokens = batch_tokens
         self._max_rows = max_rows
-        self._waiting: deque[tuple[_Job, int]] = deque()
+        self._max_wait = max_wait
+        self._line: deque[_Job] = deque()
         self._waiting_tokens = 0
         self._arrival = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._seconds_per_row = 0.0
+        self.waiting_rows = 0
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
-
-    @property
-    def waiting_rows(self) -> int:
-        return len(self._waiting)
 
     async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
         """Logits of these rows under these weights. Raises `Overloaded` when the line is full."""
-        if self._waiting and len(self._waiting) + len(rows) > self._max_rows:
-            self.refused += 1
-            raise Overloaded(
-                f"{len(self._waiting)} texts are waiting and {len(rows)} more do not fit in the queue of "
-                f"{self._max_rows}; try again shortly",
-                retry_after=max(1, round(len(self._waiting) * self._seconds_per_row)),
-            )
+        if self._line:
+            self._refuse_what_would_wait_too_long(rows)
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         job = _Job(rows, weights, done, [b""] * len(rows), left=len(rows))
-        self._waiting.extend((job, index) for index in range(len(rows)))
+        self._line.append(job)
+        self.waiting_rows += len(rows)
         self._waiting_tokens += sum(len(row) for row in rows)
         self._arrival.set()
         return await done
+
+    def _refuse_what_would_wait_too_long(self, rows: Sequence[Row]) -> None:
+        wait = len(self._line) * self._seconds_per_row  # one row of each comes first
+        if self.waiting_rows + len(rows) > self._max_rows:
+            why = f"{len(rows)} more do not fit in the queue of {self._max_rows}"
+        elif wait > self._max_wait:
+            why = f"the next would wait {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
+        else:
+            return
+        self.refused += 1
+        raise Overloaded(
+            f"{self.waiting_rows} texts are waiting and {why}; try again shortly",
+            retry_after=max(1, round(self.waiting_rows * self._seconds_per_row)),
+        )
 
     async def run(self) -> None:
         """Form batches and have them run, until cancelled."""
@@ -105,8 +116,8 @@ class Batcher:
         """Let requests in that are on their way through the loop already: turns of it, while each brings some.
         Otherwise the first of many callers who were answered together would run alone."""
         waiting = -1
-        while waiting < len(self._waiting):
-            waiting = len(self._waiting)
+        while waiting < self.waiting_rows:
+            waiting = self.waiting_rows
             for _ in range(TURNS):
                 await asyncio.sleep(0)
 
@@ -117,16 +128,21 @@ class Batcher:
         budget = min(self._batch_tokens, max(share, SHARE_TOKENS))
         batch: list[tuple[_Job, int]] = []
         tokens = 0
-        while self._waiting:
-            job, index = self._waiting[0]
-            length = len(job.rows[index])
+        while self._line:
+            job = self._line[0]
+            waiting = job.rows[job.next :] if job.done.done() else job.rows[job.next : job.next + 1]
+            length = sum(len(row) for row in waiting)
             if not job.done.done():
                 tokens += length
                 if batch and tokens > budget:
                     break
-                batch.append((job, index))
-            self._waiting.popleft()
+                batch.append((job, job.next))
+            self._line.popleft()
+            self.waiting_rows -= len(waiting)
             self._waiting_tokens -= length
+            job.next += len(waiting)
+            if job.next < len(job.rows):
+                self._line.append(job)
         return batch
 
     async def _run(self, unit: Unit, batch: list[tuple[_Job, int]]) -> None:
