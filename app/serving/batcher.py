@@ -69,8 +69,7 @@ class Batcher:
 
     async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
         """Logits of these rows under these weights. Raises `Overloaded` when the line is full."""
-        if self._line:
-            self._refuse_what_would_wait_too_long(rows)
+        self.admit(len(rows))
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         job = _Job(rows, weights, done, [b""] * len(rows), left=len(rows))
         self._line.append(job)
@@ -79,10 +78,13 @@ class Batcher:
         self._arrival.set()
         return await done
 
-    def _refuse_what_would_wait_too_long(self, rows: Sequence[Row]) -> None:
+    def admit(self, rows: int) -> None:
+        """Raises `Overloaded` if so many more rows would not be taken now: to be asked before work is put into them."""
+        if not self._line:
+            return
         wait = len(self._line) * self._seconds_per_row  # one row of each comes first
-        if self.waiting_rows + len(rows) > self._max_rows:
-            why = f"{len(rows)} more do not fit in the queue of {self._max_rows}"
+        if self.waiting_rows + rows > self._max_rows:
+            why = f"{rows} more do not fit in the queue of {self._max_rows}"
         elif wait > self._max_wait:
             why = f"the next would wait {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
         else:

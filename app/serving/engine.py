@@ -139,7 +139,10 @@ class Engine:
             raise BadTexts(f"{len(texts)} texts and {len(each)} recipes; a list of recipes has one for every text")
         keys = self._keys(each)
         known = Recollection(self.predictions if cache else None, keys, texts)
-        rows, tokenize = await self._tokenize({index: texts[index] for index in known.unknown()})
+        unknown = known.unknown()
+        if unknown:
+            self.batcher.admit(len(unknown))
+        rows, tokenize = await self._tokenize({index: texts[index] for index in unknown})
         await known.look_up(rows)
         rows = {index: rows[index] for index in known.unknown()}
         parts = await self._run_unknown(rows, each, known)
