@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench soak chaos clean
 
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
@@ -28,6 +28,10 @@ bench: .venv/dev .venv/bench
 
 soak: .venv/dev
 	$(BIN)/python -m tests.soak
+
+chaos: .venv/dev
+	$(BIN)/python -m pytest tests/test_chaos.py
+	$(BIN)/python -m tests.promises
 
 clean:
 	rm -rf .venv
