@@ -44,7 +44,7 @@ from app.serving.blends import Blends
 from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
 from app.serving.engine import Engine
 from app.serving.scheduler import Scheduler, measure
-from app.serving.workers import WorkerLane
+from app.serving.workers import WorkerLane, prepare
 from app.settings import Settings
 from app.weights.arena import BASE, Vectors
 from app.weights.recipe import Cookbook
@@ -103,6 +103,8 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
     torch_thread = resources.enter_context(ThreadPoolExecutor(1, "tween-torch"))
     tokenizing = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
 
+    if workers_of(settings, device_of(settings.device)):
+        prepare()
     reached = await reach_redis(settings, resources)
     redis = reached[0].redis if reached else None
     loop = asyncio.get_running_loop()
@@ -204,15 +206,10 @@ async def start_compute(
     int8 = settings.cpu_int8 == "on" and bank.device.type == "cpu"
     if int8 and not (int8_is_fast() and bank.arena.rows.dtype == torch.float32):
         raise BadSettings("TWEEN_CPU_INT8: this processor has no int8 products (VNNI), or the weights are not float32")
-    cores = usable_cores()
-    workers = settings.workers
-    if workers == "auto":
-        workers = cores if bank.device.type == "cpu" else 0
-    elif workers and bank.device.type != "cpu":
-        raise BadSettings(f"TWEEN_WORKERS: {workers} workers cannot share a bank on {bank.device}; use 0")
     lanes: list[Lane]
+    workers = workers_of(settings, bank.device)
     if workers:
-        threads = max(1, cores // workers)
+        threads = max(1, usable_cores() // workers)
         started = [WorkerLane(classifier, slots, threads, int8) for _ in range(workers)]
         for lane in started:
             resources.push_async_callback(lane.close)
@@ -221,6 +218,15 @@ async def start_compute(
     else:
         lanes = [ThreadLane(Machine(classifier, slots, int8), thread)]
     return Compute(Machine(classifier, slots), lanes)
+
+
+def workers_of(settings: Settings, device: torch.device) -> int:
+    """How many processes compute; without any, a thread does."""
+    if settings.workers == "auto":
+        return usable_cores() if device.type == "cpu" else 0
+    if settings.workers and device.type != "cpu":
+        raise BadSettings(f"TWEEN_WORKERS: {settings.workers} workers cannot share a bank on {device}; use 0")
+    return settings.workers
 
 
 async def reach_redis(settings: Settings, resources: AsyncExitStack) -> tuple[Client, Chunks] | None:

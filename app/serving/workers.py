@@ -13,7 +13,7 @@ import gc
 import logging
 import pickle
 import signal
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
+
+
+def prepare() -> None:
+    """Start the server that workers are forked from: it imports what they need, and the caller need not wait."""
+    forkserver.ensure_running()
 
 
 def work(connection: Connection, classifier: Classifier, slots: Vectors, threads: int, int8: bool) -> None:
