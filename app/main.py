@@ -20,7 +20,7 @@ from fastapi_offline import FastAPIOffline
 from redis.exceptions import RedisError
 
 from app import __version__
-from app.api import alias_routes, direct, metrics, middleware, native, probes, problems
+from app.api import alias_routes, direct, metrics, middleware, native, probes, problems, spectrum
 from app.cache.alias_store import AliasStore
 from app.cache.cards import Cards
 from app.cache.chunks import Chunks
@@ -90,6 +90,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
     app.add_middleware(middleware.RequestId)
     app.include_router(native.router)
+    app.include_router(spectrum.router)
     app.include_router(alias_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)

@@ -32,23 +32,15 @@ RecipeField = Annotated[
 ]
 
 
-class PredictRequest(BaseModel):
+class Texts(BaseModel):
+    """What every call that classifies takes."""
+
     model_config = ConfigDict(extra="forbid")
 
     texts: str | list[str | tuple[str, str]] = Field(
         description="a text, a list of texts, or a list of [text, pair]",
         examples=[["The refund came within a day.", "Third call and still no answer."]],
     )
-    recipe: RecipeField | list[RecipeField] | None = Field(
-        None,
-        description="what to blend; a list has a recipe for every text, and all run in one batch. By default "
-        "`@prod` if there is such an alias, else what is configured",
-    )
-    top_k: int | None = Field(None, ge=1, description="only the k most probable labels in `probabilities`")
-    function: Literal["softmax", "sigmoid", "none"] | None = Field(
-        None, description="what turns logits into scores; by default what the bank was trained for"
-    )
-    cache: bool = Field(True, description="false: run the texts anew, look up and remember nothing")
 
     @field_validator("texts", mode="wrap")
     @classmethod
@@ -62,6 +54,19 @@ class PredictRequest(BaseModel):
 
     def as_list(self) -> list[str | tuple[str, str]]:
         return [self.texts] if isinstance(self.texts, str) else list(self.texts)
+
+
+class PredictRequest(Texts):
+    recipe: RecipeField | list[RecipeField] | None = Field(
+        None,
+        description="what to blend; a list has a recipe for every text, and all run in one batch. By default "
+        "`@prod` if there is such an alias, else what is configured",
+    )
+    top_k: int | None = Field(None, ge=1, description="only the k most probable labels in `probabilities`")
+    function: Literal["softmax", "sigmoid", "none"] | None = Field(
+        None, description="what turns logits into scores; by default what the bank was trained for"
+    )
+    cache: bool = Field(True, description="false: run the texts anew, look up and remember nothing")
 
 
 class PredictionReply(BaseModel):

@@ -34,7 +34,8 @@ class Way:
     weights: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def _polynomial(ts: NDArray[np.float64]) -> NDArray[np.float64]:
+def polynomial(ts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much each of NODES counts at ts (G,): (G, K)."""
     return Surrogate(np.array(NODES)[:, None], len(NODES) - 1).weights(ts[:, None])
 
 
@@ -42,7 +43,7 @@ def _spline(ts: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(CubicSpline(GRID, np.eye(len(GRID)))(ts))
 
 
-WAYS = (Way("polynomial", NODES, _polynomial), Way("spline", GRID, _spline))
+WAYS = (Way("polynomial", NODES, polynomial), Way("spline", GRID, _spline))
 """The cheap way first, then the way to go if it is not to be believed."""
 
 

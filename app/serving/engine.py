@@ -116,7 +116,7 @@ class Engine:
         self._default_recipe = default_recipe
         self._encoder = encoder
         self._tokenizing = tokenizing
-        self._max_texts = max_texts
+        self.max_texts = max_texts
 
     @property
     def default_recipe(self) -> Recipe:
@@ -222,8 +222,8 @@ class Engine:
     def _check(self, texts: Sequence[Text]) -> None:
         if not texts:
             raise BadTexts("texts is empty; send at least one text")
-        if len(texts) > self._max_texts:
-            raise BadTexts(f"{len(texts)} texts in one call; at most {self._max_texts} are taken")
+        if len(texts) > self.max_texts:
+            raise BadTexts(f"{len(texts)} texts in one call; at most {self.max_texts} are taken")
         for index, text in enumerate(texts):
             parts = [text] if isinstance(text, str) else text
             if not all(part.strip() for part in parts):
