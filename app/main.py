@@ -114,7 +114,8 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
         bank = await loop.run_in_executor(torch_thread, load_bank, spec, *storage(settings))
     else:
         bank = await published_bank(settings, spec, cards)
-    cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high)
+    classes = bank.problem_type != "regression"
+    cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high, temperatures=classes)
     encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
 
     count = max(2, settings.memory_tier_mib * MIB // bank.arena.row_bytes)

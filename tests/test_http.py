@@ -364,6 +364,7 @@ def test_every_route_is_in_the_specification_with_an_example(client: httpx.Clien
     specification = client.get("/openapi.json").json()
     assert set(specification["paths"]) == {
         "/v1/predict",
+        "/v1/spectrum",
         "/v1/bank",
         "/v1/blends",
         "/v1/blends/{key}",

@@ -46,12 +46,48 @@ SAME = [
     ("airline@-1+finance@2", ["airline..finance@2"]),
 ]
 
+TEMPERED = [
+    (
+        "finance@0.4;temperature=1.3",
+        [
+            "finance@0.40 ; temperature = 1.30",
+            "linear:base..finance@0.4;temperature=1.3000000001",
+            {"variant": "finance", "t": 0.4, "temperature": 1.3},
+        ],
+    ),
+    ("finance@0.4", ["finance@0.4;temperature=1", "finance@.4;temperature=1.0000001"]),
+    ("finance@0.4", [{"t": {"finance": 0.4}, "temperature": 1}]),
+    ("base;temperature=0.05", ["base;temperature=.05", {"t": {}, "temperature": 0.05}]),
+    ("airline@0.6+finance@0.4;temperature=20", ["airline..finance@0.4;temperature=20"]),
+    (
+        "airline@0.6+finance@0.4;temperature=2",
+        [{"from": "airline", "t": {"finance": 0.4}, "temperature": 2}],
+    ),
+]
+
 
 @pytest.mark.parametrize(("canonical", "spellings"), SAME)
 def test_spellings_of_the_same_weights_are_one_recipe_with_one_key(canonical: str, spellings: list[object]) -> None:
     recipes = [COOKBOOK.read(spelling) for spelling in spellings]
     assert {recipe.text for recipe in recipes} == {canonical}
     assert len({recipe.key("bank") for recipe in recipes}) == 1
+
+
+@pytest.mark.parametrize(("canonical", "spellings"), TEMPERED)
+def test_a_temperature_belongs_to_the_recipe_and_not_to_the_blend(canonical: str, spellings: list[object]) -> None:
+    for spelling in spellings:
+        recipe = COOKBOOK.read(spelling)
+        assert recipe.text == canonical and COOKBOOK.read(recipe.text) == recipe
+        plain = COOKBOOK.read(canonical.partition(";")[0])
+        assert recipe.blend == plain and recipe.key("bank") == plain.key("bank")
+        assert (recipe == plain) == (";" not in canonical)
+
+
+def test_a_bank_of_numbers_has_no_temperature() -> None:
+    numbers = Cookbook(["finance"], temperatures=False)
+    assert numbers.read("finance@0.4;temperature=1").text == "finance@0.4"
+    with pytest.raises(BadRecipe, match="answers with a number and not with classes"):
+        numbers.read("finance@0.4;temperature=1.3")
 
 
 def test_keys_differ_by_recipe_and_by_bank() -> None:
@@ -92,6 +128,7 @@ REFUSED = [
     ({"variant": "finance", "t": {"finance": 0.4}}, BadRecipe, "not both"),
     ("finance@1e9", BadRecipe, "out of bounds"),
     ("finance@1e999999999", BadRecipe, "out of bounds"),
+    ("finance@1e-99999999999999999999", BadRecipe, "must be a number"),
     ("finance@2.000001", BadRecipe, "out of bounds"),
     ("finance@0.1+finance@0.2", BadRecipe, "twice"),
     ("finance..finance@0.2", BadRecipe, "two different ends"),
@@ -101,7 +138,7 @@ REFUSED = [
     ({"variant": "base", "t": 0.4}, BadRecipe, "'base' takes no t"),
     ({"from": "airline", "t": {}}, BadRecipe, "one variant to go to, not 0"),
     ({"from": 3, "t": {"finance": 1}}, BadRecipe, "'from' is 3"),
-    ({"to": "finance"}, BadRecipe, "field 'to' is unknown; known: from, method, t, variant"),
+    ({"to": "finance"}, BadRecipe, "field 'to' is unknown; known: from, method, t, temperature, variant"),
     ({}, BadRecipe, "neither t nor a variant"),
     ("", BadRecipe, "empty"),
     ("+", UnknownVariant, "no variant ''"),
@@ -112,7 +149,22 @@ REFUSED = [
     ("ties:finance@0.5+airline@0.5;density=0.3", BadRecipe, "method 'ties' is not served by this version yet"),
     ({"method": "dare", "t": {"finance": 0.4}}, BadRecipe, "method 'dare' is not served by this version yet"),
     ("mix:finance@0.4", BadRecipe, "no method 'mix'; served: linear"),
-    ("finance@0.4;temperature=1.3", BadRecipe, "parameter 'temperature'"),
+    ("finance@0.4;density=0.3", BadRecipe, "parameter 'density' is unknown; a linear blend takes temperature alone"),
+    ("finance@0.4;", BadRecipe, "parameter '' is unknown"),
+    ("finance@0.4;temperature", BadRecipe, "temperature is ''; it must be a number such as 1.3"),
+    ("finance@0.4;temperature=warm", BadRecipe, "temperature is 'warm'"),
+    ("finance@0.4;temperature=nan", BadRecipe, "temperature is 'nan'"),
+    ("finance@0.4;temperature=0", BadRecipe, "temperature = 0 is out of bounds; it may go from 0.05 to 20"),
+    ("finance@0.4;temperature=-1.3", BadRecipe, "temperature = -1.3 is out of bounds"),
+    ("finance@0.4;temperature=1e99999", BadRecipe, "temperature = 1E+99999 is out of bounds"),
+    ("finance@0.4;temperature=2;temperature=2", BadRecipe, "names the temperature twice"),
+    ("finance@0.4;temperature=1.3+airline@0.2", BadRecipe, "temperature is '1.3+airline@0.2'"),
+    ("@prod;temperature=1.3", BadRecipe, "an alias stands alone"),
+    ({"variant": "finance", "temperature": math.nan}, BadRecipe, "temperature = NaN is out of bounds"),
+    ({"variant": "finance", "temperature": math.inf}, BadRecipe, "temperature = Infinity is out of bounds"),
+    ({"variant": "finance", "temperature": "1.3"}, BadRecipe, "temperature is '1.3'; it must be a number such as 1.3"),
+    ({"variant": "finance", "temperature": None}, BadRecipe, "temperature is None"),
+    ({"temperature": 1.3}, BadRecipe, "neither t nor a variant"),
     ("finance@0.1:0.9", BadRecipe, "over the layers"),
     ("finance@auto", BadRecipe, "automatic t"),
     ("finance@auto:entropy", BadRecipe, "automatic t"),
@@ -176,7 +228,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["t", "variant", "from", "method", "x"]), json_values))
+@given(st.dictionaries(st.sampled_from(["t", "variant", "from", "method", "temperature", "x"]), json_values))
 def test_any_json_is_a_recipe_or_a_sentence(recipe: dict[str, object]) -> None:
     try:
         assert json.dumps(COOKBOOK.read(recipe).t_by_variant)

@@ -43,7 +43,8 @@ def test_the_t_and_the_temperature_that_made_the_labels_are_found_in_seven_passe
     assert found.best.t == pytest.approx(0.6, abs=0.08)
     assert found.best.temperature == pytest.approx(1.5, rel=0.15)
     assert found.way == "polynomial" and all(check.mean < 1e-5 for check in found.checks)
-    assert found.best.recipe == f"finance@{found.best.t:g}" and found.best.recipe in found.sentence
+    assert found.best.recipe == f"finance@{found.best.t:g};temperature={found.best.temperature:.3g}"
+    assert found.sentence.startswith(f"Serve {found.best.recipe}: ")
 
 
 @pytest.mark.parametrize("t", [0.3, 1.0])
@@ -225,6 +226,8 @@ def test_a_line_may_run_between_variants_and_to_a_point() -> None:
     assert across.squared_length(products) == pytest.approx(4 + 9 - 2)
     with pytest.raises(UnknownVariant):
         Line.read("finanse", COOKBOOK)
+    with pytest.raises(BadRecipe, match="a line is of weights alone: leave the temperature out"):
+        Line.read("finance;temperature=1.3", COOKBOOK)
     with pytest.raises(BadRecipe, match="is no line"):
         Line.read("base", COOKBOOK)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import (
     BaseModel,
@@ -261,7 +261,7 @@ async def build_blend(engine: TheEngine, body: BlendRequest, response: Response)
         response.status_code = 201 if weights.source == "built" else 200
         return BlendReply(
             key=weights.key,
-            recipe=recipe.text,
+            recipe=recipe.blend.text,
             source=weights.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
             milliseconds=weights.milliseconds,
             bytes=engine.bank.arena.row_bytes,
@@ -288,9 +288,15 @@ async def get_blend(engine: TheEngine, key: str) -> CachedReply:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "a safetensors file"}},
 )
-async def get_weights(engine: TheEngine, key: str) -> StreamingResponse:
-    """The blend as a safetensors file; beside the base's config.json, `from_pretrained` loads it."""
-    length, pieces = await engine.weights_file(key)
+async def get_weights(
+    engine: TheEngine,
+    key: str,
+    temperature: Annotated[float, Query(description="divide the layer that gives the logits by it")] = 1.0,
+) -> StreamingResponse:
+    """The blend as a safetensors file; beside the base's config.json, `from_pretrained` loads it.
+
+    A recipe's temperature is no part of its blend: name it here to have it in the file."""
+    length, pieces = await engine.weights_file(key, temperature)
     headers = {"Content-Length": str(length), "Content-Disposition": 'attachment; filename="model.safetensors"'}
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
 

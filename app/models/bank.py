@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -34,7 +34,7 @@ from app.models.checkpoint import (
     read_checkpoint,
     read_config,
 )
-from app.models.network import Network
+from app.models.network import Network, output_layer
 from app.weights import geometry
 from app.weights.arena import BASE, Arena
 from app.weights.layout import Layout
@@ -142,6 +142,12 @@ class Bank:
     @property
     def device(self) -> torch.device:
         return self.arena.rows.device
+
+    @property
+    def output_parameters(self) -> list[str]:
+        """The weight and the bias of the linear layer whose outputs are the logits."""
+        layer = output_layer(self.network.template(self.device), len(self.labels))
+        return [name for name in (f"{layer}.weight", f"{layer}.bias") if name in self.arena.layout.names]
 
     def bind(self, vector: Tensor) -> PreTrainedModel:
         """A transformers model whose parameters are views of a flat vector (P,)."""
@@ -308,22 +314,11 @@ def _aligned(variant: Checkpoint, labels: list[str]) -> dict[str, Tensor]:
     order = _label_order(variant.member, variant.labels, labels, BASE)
     if order == list(range(len(labels))):
         return tensors
-    head = _output_layer(variant.model, len(labels))
+    head = output_layer(variant.model, len(labels))
     for name in (f"{head}.weight", f"{head}.bias"):
         if name in tensors:
             tensors[name] = tensors[name][order]
     return tensors
-
-
-def _output_layer(model: PreTrainedModel, labels: int) -> str:
-    """The name of the layer that gives the logits: the last linear one outside the encoder."""
-    encoder = model.base_model_prefix + "."
-    names: list[str] = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == labels and not name.startswith(encoder)
-    ]
-    return names[-1]
 
 
 def _tokenizer_parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

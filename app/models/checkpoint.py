@@ -189,13 +189,13 @@ def read_tokenizer(member: str, folder: Path) -> PreTrainedTokenizerFast | None:
 
 
 def safetensors_stream(
-    layout: Layout, dtype: torch.dtype, metadata: Mapping[str, str]
+    layout: Layout, dtype: torch.dtype, metadata: Mapping[str, str], divisors: Mapping[str, float]
 ) -> tuple[int, Callable[[Tensor], Iterator[bytes]]]:
     """A flat vector (P,) as a safetensors file: its length in bytes, and what makes the file piece by piece.
 
     Format: 8 bytes of header length, little-endian, a JSON header, then the tensors without gaps
     (https://github.com/huggingface/safetensors#format). Saved as model.safetensors beside the base's
-    config.json, `from_pretrained` loads it.
+    config.json, `from_pretrained` loads it. Tensors that `divisors` names are divided.
     """
     kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
@@ -210,6 +210,8 @@ def safetensors_stream(
         yield len(encoded).to_bytes(8, "little") + encoded
         for place in layout.places:
             tensor = layout.view(vector, place.name).cpu().contiguous()
+            if place.name in divisors:
+                tensor = tensor / divisors[place.name]
             yield tensor.view(-1).view(torch.uint8).numpy().tobytes()
 
     return 8 + len(encoded) + end, pieces

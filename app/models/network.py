@@ -54,7 +54,7 @@ class Network:
 
         Only the module objects are new; buffers belong to the template.
         """
-        template = self._made(vector.device)
+        template = self.template(vector.device)
         shared = {id(t): t for t in (*template.parameters(), *template.buffers())}
         model: PreTrainedModel = copy.deepcopy(template, shared)
         self._point(model, vector)
@@ -62,7 +62,7 @@ class Network:
 
     def release(self, vector: Tensor) -> None:
         """Let go of the weights that the template was loaded with; its parameters become views of this vector (P,)."""
-        self._point(self._made(vector.device), vector)
+        self._point(self.template(vector.device), vector)
 
     def _point(self, model: PreTrainedModel, vector: Tensor) -> None:
         for name, view in self._layout.views(vector).items():
@@ -71,7 +71,8 @@ class Network:
                 owner, _, leaf = alias.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, parameter)
 
-    def _made(self, device: torch.device) -> PreTrainedModel:
+    def template(self, device: torch.device) -> PreTrainedModel:
+        """The model that all others are made from."""
         if self._template is None:
             with no_init_weights():  # its memory is never touched: the parameters will be views
                 model = AutoModelForSequenceClassification.from_config(self.config)
@@ -87,6 +88,17 @@ class Network:
         state["_buffers"] = self.buffers
         state["_template"] = None
         return state
+
+
+def output_layer(model: PreTrainedModel, labels: int) -> str:
+    """The name of the layer that gives the logits: the last linear one outside the encoder."""
+    encoder = model.base_model_prefix + "."
+    names: list[str] = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels and not name.startswith(encoder)
+    ]
+    return names[-1]
 
 
 def _tied_names(model: PreTrainedModel) -> dict[str, list[str]]:

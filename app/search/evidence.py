@@ -36,7 +36,7 @@ def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, l
         data=_about(question),
         best=Best(
             t=choice.t,
-            recipe=chosen.recipe,
+            recipe=_with_temperature(question, chosen),
             temperature=chosen.temperature,
             interval=(float(low), float(high)),
             as_good=(float(ts[choice.chosen.as_good[0]]), float(ts[choice.chosen.as_good[1]])),
@@ -63,6 +63,10 @@ def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, l
     found.sentence = sentence_of(found)
     found.warnings = warnings_of(found, len(pool), len(np.unique(pool.clusters)))
     return found
+
+
+def _with_temperature(question: Question, blend: Blend) -> str:
+    return question.line.cookbook.read(f"{blend.recipe};temperature={blend.temperature:.3g}").text
 
 
 def _about(question: Question) -> list[About]:

@@ -34,8 +34,9 @@ class About:
 
 @dataclass(frozen=True)
 class Best:
-    """The recommendation. `interval` is where the best t may lie (95 %), `as_good` the first and last t within a paired
-    standard error of the best, `at_an_end` how often the best t of a resample is 0 or 1."""
+    """The recommendation; `recipe` has the temperature in it, held to three digits. `interval` is where the best t may
+    lie (95 %), `as_good` the first and last t within a paired standard error of the best, `at_an_end` how often the
+    best t of a resample is 0 or 1."""
 
     t: float
     recipe: str

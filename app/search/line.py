@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from app.errors import BadRecipe
 from app.weights.arena import BASE
-from app.weights.recipe import Cookbook, Recipe
+from app.weights.recipe import MICRO, Cookbook, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Line:
             line = cls(cookbook.read(origin), cookbook.read(end), cookbook)
         else:
             line = cls(cookbook.read(BASE), cookbook.read(text), cookbook)
+        if MICRO != line.start.temperature or MICRO != line.end.temperature:
+            raise BadRecipe(f"{text!r} has a temperature, and a line is of weights alone: leave the temperature out")
         if line.start == line.end:
             raise BadRecipe(f"{text!r} is no line: both ends are {line.start.text}")
         return line

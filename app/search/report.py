@@ -80,7 +80,7 @@ def _page(found: Findings, folder: Path) -> str:
     best, metric = found.best, METRICS[found.objective]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         line=_safe(found.line),
-        recipe=_safe(best.recipe),
+        recipe=_safe(found.chosen.recipe),
         sentence=_safe(found.sentence),
         t=f"{best.t:g}",
         temperature=f"{best.temperature:.2f}",

@@ -31,7 +31,7 @@ def sentence_of(found: Findings) -> str:
     kept = "".join(f", keeping {METRICS[g.metric].title} on {g.name} within {margin_of(g)}" for g in found.guards)
     nearer = f", and {best.as_good[0]:.2f} is within one standard error of it" if best.as_good[0] < best.t else ""
     return (
-        f"Serve {best.recipe} at temperature {best.temperature:.2f}: {_reason(found)}{kept}. "
+        f"Serve {best.recipe}: {_reason(found)}{kept}. "
         f"Expect a {metric.title} of {shown(metric, found.honest.scores[found.objective])} on new texts; "
         f"the best t lies between {low:.2f} and {high:.2f} (95 %){nearer}."
     )

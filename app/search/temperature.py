@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-LOWEST, HIGHEST = 0.05, 20.0
-"""The temperatures looked at. Labels that the logits tell apart without an error would ask for T = 0."""
+from app.weights.recipe import COOLEST, HOTTEST
+
+LOWEST, HIGHEST = float(COOLEST), float(HOTTEST)
+"""The temperatures looked at, which are those that a recipe may name. Labels that the logits tell apart without an
+error would ask for T = 0."""
 
 STEPS = 60
 

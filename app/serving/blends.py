@@ -117,7 +117,7 @@ class Blends:
                 self.scheduler.built(await unit.build(recipe.method, recipe.weights, slot))
 
         kind = _kind(recipe.method, len(recipe.weights))
-        async with self._ladder.lease(key, recipe.text, build, kind) as lease:
+        async with self._ladder.lease(key, recipe.blend.text, build, kind) as lease:
             yield Weights(key, recipe, Vector(lease.blend.vector, key), lease.source, lease.milliseconds)
 
     async def keep(self, recipe: Recipe) -> None:
@@ -142,7 +142,7 @@ class Blends:
         async with self.lease(recipe) as weights:
             assert isinstance(weights.operand, Vector)
             if self._bank.has_members:
-                await self._ladder.publish(weights.key, recipe.text, weights.operand.values)
+                await self._ladder.publish(weights.key, recipe.blend.text, weights.operand.values)
             yield weights
 
     async def tiers(self, key: str) -> list[str]:

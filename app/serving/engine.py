@@ -21,14 +21,14 @@ from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
 from app.serving.compute import Compute, Vector
 from app.serving.recollection import Recollection
-from app.weights.recipe import Cookbook, Recipe
+from app.weights.recipe import MICRO, Cookbook, Recipe
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: torch.softmax(logits, dim=-1),
     "sigmoid": torch.sigmoid,
     "none": lambda logits: logits,
 }
-"""What turns logits (B, C) into the scores of a reply."""
+"""What turns logits (B, C), divided by the recipe's temperature, into the scores of a reply."""
 
 SHORT = 1_000
 """Characters that are tokenized at once (40 us for a sentence): going to another thread and back takes longer."""
@@ -146,7 +146,7 @@ class Engine:
         await known.look_up(rows)
         rows = {index: rows[index] for index in known.unknown()}
         parts = await self._run_unknown(rows, each, known)
-        scores = self._scores(known.logits(), function)
+        scores = self._scores(_tempered(known.logits(), each), function)
         return Answer(
             [
                 Prediction(scores[i], each[i], known[i].tokens, known[i].truncated, cached=i in known.sources)
@@ -171,7 +171,7 @@ class Engine:
             return []
         by_recipe: dict[Recipe, list[int]] = {}
         for index in rows:
-            by_recipe.setdefault(recipes[index], []).append(index)
+            by_recipe.setdefault(recipes[index].blend, []).append(index)
         logits: dict[int, bytes] = {}
         parts = await self._run(by_recipe, rows, logits)
         known.learn(rows, logits)
@@ -200,14 +200,18 @@ class Engine:
             raise failures.exceptions[0] from None
         return {recipe: task.result() for recipe, task in tasks.items()}
 
-    async def weights_file(self, key: str) -> tuple[int, AsyncIterator[bytes]]:
-        """A cached blend as a safetensors file: its length in bytes, and its bytes; raises `UnknownBlend`.
+    async def weights_file(self, key: str, temperature: float = 1.0) -> tuple[int, AsyncIterator[bytes]]:
+        """A cached blend as a safetensors file: its length in bytes, and its bytes; raises `UnknownBlend`, and
+        `BadRecipe` for a temperature that no recipe may name.
 
+        With a temperature, the layer that gives the logits is divided by it, which divides the logits: it is linear.
         The blend stays in its slot until the last byte is taken or the iterator is closed.
         """
-        recipe = self.cookbook.read((await self.blends.find(key)).recipe)
+        text = (await self.blends.find(key)).recipe
+        recipe = self.cookbook.read(f"{text};temperature={temperature!r}")
         layout, metadata = self.bank.arena.layout, {"recipe": recipe.text, "bank": self.bank.fingerprint}
-        length, file = safetensors_stream(layout, self.bank.arena.rows.dtype, metadata)
+        divisors = {} if temperature == 1 else dict.fromkeys(self.bank.output_parameters, temperature)
+        length, file = safetensors_stream(layout, self.bank.arena.rows.dtype, metadata, divisors)
         async with self.blends.lease(recipe):
             pass  # what cannot be had is refused before the first byte
 
@@ -254,6 +258,14 @@ class Engine:
         name = function or DEFAULT_FUNCTION[self.bank.problem_type]
         scores: list[list[float]] = FUNCTIONS[name](logits).tolist()
         return scores
+
+
+def _tempered(logits: Tensor, recipes: Sequence[Recipe]) -> Tensor:
+    """Logits (N, C), each row divided by the temperature of its recipe."""
+    temperatures = [recipe.temperature for recipe in recipes]
+    if temperatures.count(MICRO) == len(temperatures):
+        return logits
+    return logits / (torch.tensor(temperatures) / MICRO)[:, None]
 
 
 def _common(sources: Sequence[str]) -> str:

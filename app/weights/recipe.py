@@ -6,6 +6,9 @@ become the same recipe, the same key, and one place in every cache.
 
 A t is held as a whole number of millionths: 0.4, 0.40 and 0.4000000001 cannot be told apart, and 1 - 0.4
 is exactly 0.6.
+
+A temperature says how the answers of a blend are read (its logits are divided by it) and is no part of the weights:
+recipes that differ in nothing else share one blend, one key, and every prediction that is remembered.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
@@ -22,7 +25,10 @@ from app.weights.arena import BASE
 
 MICRO = 1_000_000
 MAX_TEXT = 2_000
+COOLEST, HOTTEST = Decimal("0.05"), Decimal(20)
+"""The temperatures that a recipe may name."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e-?\d{1,9})?", flags=re.ASCII)
 RESERVED = frozenset({BASE, "auto", "exp"})
 LATER_METHODS = ("slerp", "ties", "dare", "della", "fisher", "regmean", "lines", "stock", "soup")
 
@@ -31,16 +37,23 @@ LATER_METHODS = ("slerp", "ties", "dare", "della", "fisher", "regmean", "lines",
 class Recipe:
     """The canonical form: each variant with its t in millionths, sorted by name, none of them 0.
 
-    An empty `t` is the base itself.
+    An empty `t` is the base itself. The temperature is in millionths, too.
     """
 
     t: tuple[tuple[str, int], ...]
     method: str = "linear"
+    temperature: int = MICRO
 
     @property
     def text(self) -> str:
         """The canonical text, such as `finance@0.4`; reading it back gives this recipe."""
-        return "+".join(f"{name}@{_decimal_text(micro)}" for name, micro in self.t) or BASE
+        terms = "+".join(f"{name}@{_decimal_text(micro)}" for name, micro in self.t) or BASE
+        return terms if self.temperature == MICRO else f"{terms};temperature={_decimal_text(self.temperature)}"
+
+    @property
+    def blend(self) -> Recipe:
+        """What is built, cached and mixed: the same without the temperature."""
+        return self if self.temperature == MICRO else replace(self, temperature=MICRO)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -56,7 +69,7 @@ class Recipe:
 
     def key(self, fingerprint: str) -> str:
         """The name of the blend that this recipe gives on the bank of that fingerprint: 32 hex digits."""
-        return hashlib.sha256(f"{fingerprint}\n{self.method}\n{self.text}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{fingerprint}\n{self.method}\n{self.blend.text}".encode()).hexdigest()[:32]
 
 
 class Cookbook:
@@ -65,11 +78,15 @@ class Cookbook:
     `aliases` has the recipe of every alias that traffic may meet now; `serving/aliases.py` moves them.
     """
 
-    def __init__(self, variants: Sequence[str], low: float = -1.0, high: float = 2.0) -> None:
+    def __init__(
+        self, variants: Sequence[str], low: float = -1.0, high: float = 2.0, temperatures: bool = True
+    ) -> None:
+        """`low` and `high` bound t. `temperatures`: logits are those of classes, so that one may divide them."""
         self.variants = tuple(variants)
         self.aliases: dict[str, Recipe] = {}
         self._known = lru_cache(4_096)(self._read_text)  # most requests name one of a few
         self.low, self.high = Decimal(repr(low)), Decimal(repr(high))
+        self._temperatures = temperatures
 
     def read(self, recipe: object) -> Recipe:
         """A recipe from its text, its JSON form, or `@` and the name of an alias.
@@ -106,17 +123,33 @@ class Cookbook:
             self._check_method(method.strip())
             text = rest.strip()
         self._refuse_what_comes_later(text)
+        text, *parameters = text.split(";")
+        temperature = self._temperature_of(parameters)
         t: dict[str, Decimal] = {}
         for term in text.split("+"):
             self._add_term(t, term.strip(), whole=text)
-        return self._canonical(t)
+        return self._canonical(t, temperature)
+
+    def _temperature_of(self, parameters: Sequence[str]) -> Decimal:
+        """The temperature among `name=value` parameters, 1 where there is none."""
+        given: dict[str, str] = {}
+        for parameter in parameters:
+            name, _, value = (part.strip() for part in parameter.partition("="))
+            if name != "temperature":
+                raise BadRecipe(f"parameter {_shown(name)} is unknown; a linear blend takes temperature alone")
+            if name in given:
+                raise BadRecipe("the recipe names the temperature twice")
+            given[name] = value
+        if not given:
+            return Decimal(1)
+        value = given["temperature"]
+        if not NUMBER.fullmatch(value):
+            raise BadRecipe(f"temperature is {_shown(value)}; it must be a number such as 1.3")
+        return self._checked_temperature(Decimal(value))
 
     def _refuse_what_comes_later(self, text: str) -> None:
         if text.startswith("exp:"):
             raise BadRecipe(f"{_shown(text)} names an experiment; this version runs none yet. {self._offer}")
-        if ";" in text:
-            name = text.partition(";")[2].partition("=")[0].strip()
-            raise BadRecipe(f"parameter {_shown(name)} is unknown: a linear blend takes none yet. {self._offer}")
         if re.search(r"@\s*auto\b", text):
             raise BadRecipe(f"{_shown(text)} asks for an automatic t; this version has none yet. {self._offer}")
         if ":" in text:
@@ -135,30 +168,31 @@ class Cookbook:
             self._add(t, origin, value)
 
     def _number(self, text: str, whole: str) -> Decimal:
-        if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", text, flags=re.ASCII):
+        if not NUMBER.fullmatch(text):
             raise BadRecipe(f"t is {_shown(text)} in {_shown(whole)}; it must be a number such as 0.4")
         return self._checked(Decimal(text))
 
     # -- JSON ------------------------------------------------------------------------------------------
 
     def _read_json(self, recipe: Mapping[object, object]) -> Recipe:
-        known = {"method", "t", "variant", "from"}
+        known = {"method", "t", "variant", "from", "temperature"}
         for field in recipe:
             if field not in known:
                 raise BadRecipe(f"recipe field {_shown(field)} is unknown; known: {', '.join(sorted(known))}")
         self._check_method(recipe.get("method", "linear"))
+        temperature = self._checked_temperature(_json_number("temperature", recipe.get("temperature", 1)))
         t = self._t_of(recipe)
         origin = recipe.get("from", BASE)
         if not isinstance(origin, str):
             raise BadRecipe(f"'from' is {_shown(origin)}; it must be the name of a member")
         if origin == BASE:
-            return self._canonical(t)
+            return self._canonical(t, temperature)
         if len(t) != 1:
             raise BadRecipe(f"a path from {_shown(origin)} needs one variant to go to, not {len(t)}")
         (end, value), *_ = t.items()
         path: dict[str, Decimal] = {}
         self._add_path(path, origin, end, value)
-        return self._canonical(path)
+        return self._canonical(path, temperature)
 
     def _t_of(self, recipe: Mapping[object, object]) -> dict[str, Decimal]:
         given = recipe.get("t")
@@ -169,7 +203,7 @@ class Cookbook:
             for name, value in given.items():
                 if name == BASE:
                     raise BadRecipe("'base' takes no t: it gets what the variants leave")
-                self._add(t, name, self._json_number(value))
+                self._add(t, name, self._checked(_json_number("t", value)))
             return t
         name = recipe.get("variant")
         if name is None:
@@ -181,15 +215,10 @@ class Cookbook:
                     f'Write {{"variant": "{self._any_variant}", "t": 0.4}}'
                 )
             name = self.variants[0]
-        value = Decimal(1) if given is None else self._json_number(given)
+        value = Decimal(1) if given is None else self._checked(_json_number("t", given))
         if name == BASE and "from" not in recipe:
             raise BadRecipe("'base' takes no t: it gets what the variants leave")
         return {self._member(name): value}
-
-    def _json_number(self, value: object) -> Decimal:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadRecipe(f"t is {_shown(value)}; it must be a number such as 0.4")
-        return self._checked(Decimal(repr(value)))
 
     # -- both ------------------------------------------------------------------------------------------
 
@@ -199,6 +228,14 @@ class Cookbook:
         if not self.low <= value <= self.high:
             shown = value if len(str(value)) <= 20 else f"{value:.3g}"
             raise BadRecipe(f"t = {shown} is out of bounds; it may go from {self.low} to {self.high}")
+        return value
+
+    def _checked_temperature(self, value: Decimal) -> Decimal:
+        if not (value.is_finite() and COOLEST <= value <= HOTTEST):
+            shown = value if len(str(value)) <= 20 else f"{value:.3g}"
+            raise BadRecipe(f"temperature = {shown} is out of bounds; it may go from {COOLEST} to {HOTTEST}")
+        if value != 1 and not self._temperatures:
+            raise BadRecipe("this bank answers with a number and not with classes, so a temperature means nothing")
         return value
 
     def _check_method(self, method: object) -> None:
@@ -228,9 +265,10 @@ class Cookbook:
             if name != BASE:
                 self._add(t, name, self._checked(share))
 
-    def _canonical(self, t: Mapping[str, Decimal]) -> Recipe:
+    def _canonical(self, t: Mapping[str, Decimal], temperature: Decimal) -> Recipe:
         micro = {name: _micro(value) for name, value in t.items()}
-        return Recipe(tuple(sorted((name, value) for name, value in micro.items() if value)))
+        parts = tuple(sorted((name, value) for name, value in micro.items() if value))
+        return Recipe(parts, temperature=_micro(temperature))
 
     @property
     def _any_variant(self) -> str:
@@ -252,6 +290,12 @@ class Cookbook:
 def names_alias(recipe: object) -> bool:
     """Whether a recipe is written as an alias, whatever stands behind it."""
     return isinstance(recipe, str) and recipe.lstrip().startswith("@")
+
+
+def _json_number(name: str, value: object) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRecipe(f"{name} is {_shown(value)}; it must be a number such as {'0.4' if name == 't' else '1.3'}")
+    return Decimal(repr(value))
 
 
 def _micro(value: Decimal) -> int:
