@@ -46,6 +46,27 @@ SAME = [
     ("airline@-1+finance@2", ["airline..finance@2"]),
 ]
 
+RAMPS = [
+    (
+        "finance@0.1:0.9",
+        [
+            "finance@0.10 : .9",
+            "base..finance@0.1:0.9",
+            "finance@0.1:0.9+airline@0:0",
+            {"variant": "finance", "t": [0.1, 0.9]},
+            {"t": {"finance": [0.1, 0.9], "airline": 0}},
+        ],
+    ),
+    ("finance@0:0.9", ["linear:finance@0:0.9"]),
+    ("finance@0.4", ["finance@0.4:0.4", {"t": {"finance": [0.4, 0.4]}}]),
+    ("base", ["finance@0:0"]),
+    ("airline@0.2+finance@0.1:0.9;temperature=1.3", ["finance@0.1:0.9+airline@0.2;temperature=1.3"]),
+    (
+        "airline@0.9:0.1+finance@0.1:0.9",
+        ["airline..finance@0.1:0.9", {"from": "airline", "t": {"finance": [0.1, 0.9]}}],
+    ),
+]
+
 TEMPERED = [
     (
         "finance@0.4;temperature=1.3",
@@ -66,7 +87,7 @@ TEMPERED = [
 ]
 
 
-@pytest.mark.parametrize(("canonical", "spellings"), SAME)
+@pytest.mark.parametrize(("canonical", "spellings"), SAME + RAMPS)
 def test_spellings_of_the_same_weights_are_one_recipe_with_one_key(canonical: str, spellings: list[object]) -> None:
     recipes = [COOKBOOK.read(spelling) for spelling in spellings]
     assert {recipe.text for recipe in recipes} == {canonical}
@@ -91,8 +112,9 @@ def test_a_bank_of_numbers_has_no_temperature() -> None:
 
 
 def test_keys_differ_by_recipe_and_by_bank() -> None:
-    keys = {COOKBOOK.read(text).key("bank") for text, _ in SAME}
-    assert len(keys) == len(SAME)
+    texts = {text for text, _ in SAME + RAMPS}
+    keys = {COOKBOOK.read(text).key("bank") for text in texts}
+    assert len(keys) == len(texts)
     assert COOKBOOK.read("finance@0.4").key("another bank") not in keys
 
 
@@ -101,6 +123,13 @@ def test_weights_of_members_add_up_to_one_exactly() -> None:
     assert COOKBOOK.read("finance@0.3+airline@0.2").weights == {"base": 0.5, "airline": 0.2, "finance": 0.3}
     assert COOKBOOK.read("finance").weights == {"finance": 1.0}
     assert COOKBOOK.read("base").weights == {"base": 1.0}
+
+
+def test_weights_of_a_ramp_add_up_to_one_in_the_first_layer_and_in_the_last() -> None:
+    recipe = COOKBOOK.read("airline@0.2+finance@0.1:0.9")
+    assert recipe.weights == {"base": (0.7, -0.1), "airline": (0.2, 0.2), "finance": (0.1, 0.9)}
+    assert recipe.t_by_variant == {"airline": 0.2, "finance": (0.1, 0.9)}
+    assert COOKBOOK.read("finance@0:1").weights == {"base": (1.0, 0.0), "finance": (0.0, 1.0)}
 
 
 def test_with_one_variant_a_t_alone_is_enough() -> None:
@@ -165,7 +194,12 @@ REFUSED = [
     ({"variant": "finance", "temperature": "1.3"}, BadRecipe, "temperature is '1.3'; it must be a number such as 1.3"),
     ({"variant": "finance", "temperature": None}, BadRecipe, "temperature is None"),
     ({"temperature": 1.3}, BadRecipe, "neither t nor a variant"),
-    ("finance@0.1:0.9", BadRecipe, "over the layers"),
+    ("finance@0.1:", BadRecipe, "t is '' in 'finance@0.1:'"),
+    ("finance@0.1:0.5:0.9", BadRecipe, "t is '0.5:0.9'"),
+    ("finance@0.1:3", BadRecipe, "t = 3 is out of bounds"),
+    ("base@0:1", BadRecipe, "'base' stands alone"),
+    ({"variant": "finance", "t": [0.1]}, BadRecipe, "t is [0.1]; over the layers it runs between two numbers"),
+    ({"variant": "finance", "t": [0.1, "0.9"]}, BadRecipe, "t is '0.9'; it must be a number"),
     ("finance@auto", BadRecipe, "automatic t"),
     ("finance@auto:entropy", BadRecipe, "automatic t"),
     ("@prod", UnknownAlias, "no alias 'prod'; aliases here: none yet"),
@@ -206,12 +240,17 @@ def test_bounds_can_be_narrowed() -> None:
 t_values = st.floats(-1, 2).map(lambda t: round(t, 6))
 
 
-@given(st.dictionaries(st.sampled_from(["airline", "finance"]), t_values))
-def test_canonical_text_and_json_read_back_as_the_same_recipe(t: dict[str, float]) -> None:
+ends = st.one_of(t_values, st.tuples(t_values, t_values))
+
+
+@given(st.dictionaries(st.sampled_from(["airline", "finance"]), ends))
+def test_canonical_text_and_json_read_back_as_the_same_recipe(t: dict[str, object]) -> None:
     recipe = COOKBOOK.read({"t": t})
     assert COOKBOOK.read(recipe.text) == recipe
     assert COOKBOOK.read({"t": recipe.t_by_variant}) == recipe
-    assert math.isclose(sum(recipe.weights.values()), 1, abs_tol=1e-9)
+    for end in (0, 1):
+        shares = [share[end] if isinstance(share, tuple) else share for share in recipe.weights.values()]
+        assert math.isclose(sum(shares), 1, abs_tol=1e-9)
 
 
 @given(st.text() | st.text("abcfinance@+-.:;=0123456789e ", max_size=40))

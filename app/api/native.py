@@ -76,7 +76,10 @@ class PredictionReply(BaseModel):
         description="score by label, highest first",
         examples=[{"positive": 0.93, "neutral": 0.05, "negative": 0.02}],
     )
-    t: dict[str, float] = Field(description="t of each variant that took part", examples=[{"finance": 0.4}])
+    t: dict[str, float | tuple[float, float]] = Field(
+        description="t of each variant that took part; where it runs over the layers, that of the first and the last",
+        examples=[{"finance": 0.4}],
+    )
     tokens: int = Field(description="tokens read, special tokens included", examples=[9])
     truncated: bool = Field(description="the text was longer than the model reads; its end was ignored")
     cached: bool = Field(description="remembered: the same input was run on this blend before")

@@ -7,7 +7,7 @@ length, with a model whose parameters are views of the vector. Both give the log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from app.models import packed
 from app.models.bank import Bank
 from app.models.int8 import Int8Copies
-from app.models.products import Blended, Fixed, Operands
+from app.models.products import Blended, Fixed, Operands, Ramped
 from app.models.tokens import Row
+from app.weights.arena import Arena, Share, is_ramp
+from app.weights.depth import depths
 
 PADDING_TOLERATED = 1.25
 """Rows run together while the longest has at most this many times the tokens of the shortest."""
@@ -28,14 +30,23 @@ STEPS, SMALLEST_STEP = 16, 4
 
 @dataclass(frozen=True)
 class Mix:
-    """Weights that are nowhere: the share of each member of the arena, in the order of its rows."""
+    """Weights that are nowhere: the share of each member of the arena, in the order of its rows. Where shares run over
+    the layers, `last` has those in the last one, and else nothing."""
 
     shares: tuple[float, ...]
+    last: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Share], arena: Arena) -> Mix:
+        """The mix with these weights by name."""
+        return cls(arena.shares_of(weights), arena.shares_of(weights, 1.0) if is_ramp(weights) else ())
 
     @property
     def section(self) -> tuple[int, ...]:
         """What rows that are mixed side by side have in common: the members that take part, by number."""
-        return tuple(number for number, share in enumerate(self.shares) if share)
+        if not self.last:
+            return tuple(number for number, share in enumerate(self.shares) if share)
+        return tuple(number for number, ends in enumerate(zip(self.shares, self.last, strict=True)) if any(ends))
 
 
 class Classifier:
@@ -50,6 +61,7 @@ class Classifier:
         self._family = bank.family
         self._classes = len(bank.labels)
         self._members = [self.fixed(row) for row in bank.arena.rows]
+        self._depths = depths(bank.arena.layout)
         self._bound: dict[int, PreTrainedModel] = {}
         self._pad = bank.tokenizer.pad_token_id or 0
         self._reads_types = "token_type_ids" in bank.tokenizer.model_input_names
@@ -104,10 +116,17 @@ class Classifier:
         first = weights[0]
         if isinstance(first, Fixed):
             return first
-        shares = torch.tensor([one.shares for one in weights if isinstance(one, Mix)])
-        by_token = shares.repeat_interleave(torch.tensor(lengths), dim=0)  # (N, M)
+        mixes = [one for one in weights if isinstance(one, Mix)]
         partials = {partial.start: partial for partial in self.arena.partials}
-        return Blended(self._members, partials, by_token.to(self.arena.rows))
+        shares = self._by_token([one.shares for one in mixes], lengths)
+        if not any(one.last for one in mixes):
+            return Blended(self._members, partials, shares)
+        last = self._by_token([one.last or one.shares for one in mixes], lengths)
+        return Ramped(self._members, partials, shares, last, self._depths)
+
+    def _by_token(self, shares: Sequence[tuple[float, ...]], lengths: Sequence[int]) -> Tensor:
+        """Shares of rows that have so many tokens each, as (N, M)."""
+        return torch.tensor(shares).repeat_interleave(torch.tensor(lengths), dim=0).to(self.arena.rows)
 
     def _through_transformers(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
         first = weights[0]

@@ -94,11 +94,12 @@ class Blended:
         self._taking_part = _taking_part(shares)
 
     def embed(self, table: str, index: Tensor) -> Tensor:
-        return self._mix(self._taking_part, self._shares, lambda member: member.embed(table, index))
+        return self._mix(*self._at(table), lambda member: member.embed(table, index))
 
     def linear(self, block: Block, x: Tensor, activation: str | None = None, add: Tensor | None = None) -> Tensor:
-        numbers, shares = self._taking_part, self._shares
-        partial = self._partials.get(self._members[0].start(f"{block[0]}.weight"))
+        parameter = f"{block[0]}.weight"
+        numbers, shares = self._at(parameter)
+        partial = self._partials.get(self._members[0].start(parameter))
         if partial is not None:
             # A head that only some members own is shared among those.
             shares = partial.among_owners(shares)
@@ -109,10 +110,14 @@ class Blended:
         return ACTIVATIONS[activation](out) if activation else out
 
     def norm(self, name: str, x: Tensor, epsilon: float) -> Tensor:
-        return self._mix(self._taking_part, self._shares, lambda member: member.norm(name, x, epsilon))
+        return self._mix(*self._at(f"{name}.weight"), lambda member: member.norm(name, x, epsilon))
 
     def at(self, index: Tensor) -> Operands:
         return Blended([member.at(index) for member in self._members], self._partials, self._shares[index])
+
+    def _at(self, parameter: str) -> tuple[list[int], Tensor]:
+        """The members that take part in a parameter, and their shares (N, M)."""
+        return self._taking_part, self._shares
 
     def _mix(self, numbers: Sequence[int], shares: Tensor, run: Callable[[Fixed], Tensor]) -> Tensor:
         """sum_m shares_m * run(member m), (N, width), over the members of these numbers."""
@@ -126,6 +131,34 @@ class Blended:
         for number in others:
             out.addcmul_(run(self._members[number]), shares[:, number, None])
         return out
+
+
+class Ramped(Blended):
+    """The same with shares that run from `first` (N, M) to `last` (N, M), by the depth of each parameter."""
+
+    def __init__(
+        self,
+        members: Sequence[Fixed],
+        partials: Mapping[int, Partial],
+        first: Tensor,
+        last: Tensor,
+        depths: Mapping[str, float],
+    ) -> None:
+        super().__init__(members, partials, first)
+        self._last = last
+        self._depths = depths
+        self._taking_part = _taking_part(first.abs() + last.abs())
+        self._by_depth: dict[float, Tensor] = {}
+
+    def at(self, index: Tensor) -> Operands:
+        members = [member.at(index) for member in self._members]
+        return Ramped(members, self._partials, self._shares[index], self._last[index], self._depths)
+
+    def _at(self, parameter: str) -> tuple[list[int], Tensor]:
+        depth = self._depths[parameter]
+        if depth not in self._by_depth:
+            self._by_depth[depth] = torch.lerp(self._shares, self._last, depth)
+        return self._taking_part, self._by_depth[depth]
 
 
 def _taking_part(shares: Tensor) -> list[int]:

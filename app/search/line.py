@@ -31,6 +31,8 @@ class Line:
             line = cls(cookbook.read(BASE), cookbook.read(text), cookbook)
         if MICRO != line.start.temperature or MICRO != line.end.temperature:
             raise BadRecipe(f"{text!r} has a temperature, and a line is of weights alone: leave the temperature out")
+        if line.start.last or line.end.last:
+            raise BadRecipe(f"{text!r} lets t run over the layers, and a line has the same t in all of them")
         if line.start == line.end:
             raise BadRecipe(f"{text!r} is no line: both ends are {line.start.text}")
         return line
@@ -50,14 +52,14 @@ class Line:
 
     def at(self, t: float) -> Recipe:
         """The recipe at t."""
-        start, end = self.start.t_by_variant, self.end.t_by_variant
-        mixed = {name: (1 - t) * start.get(name, 0.0) + t * end.get(name, 0.0) for name in {**start, **end}}
+        start, end = dict(self.start.t), dict(self.end.t)
+        mixed = {name: ((1 - t) * start.get(name, 0) + t * end.get(name, 0)) / MICRO for name in {**start, **end}}
         return self.cookbook.read({"t": mixed})
 
     def squared_length(self, products: NDArray[np.float64]) -> float:
         """|theta_end - theta_start|^2, from the inner products of the bank's deltas (V, V)."""
-        start, end = self.start.t_by_variant, self.end.t_by_variant
-        step = np.array([end.get(name, 0.0) - start.get(name, 0.0) for name in self.cookbook.variants])
+        start, end = dict(self.start.t), dict(self.end.t)
+        step = np.array([end.get(name, 0) - start.get(name, 0) for name in self.cookbook.variants]) / MICRO
         return float(step @ products @ step)
 
 

@@ -80,7 +80,7 @@ class Blends:
             async with self.lease(recipe) as weights:
                 yield weights
         else:
-            yield Weights(key, recipe, Mix(self._bank.arena.shares_of(recipe.weights)), MIXED, 0.0)
+            yield Weights(key, recipe, Mix.of(recipe.weights, self._bank.arena), MIXED, 0.0)
 
     def _is_for_a_vector(self, recipe: Recipe, key: str, tokens: int) -> bool:
         if key in self._members or not self._compute.mixes:

@@ -25,7 +25,7 @@ from torch import Tensor
 from app.models.classifier import Classifier, Mix
 from app.models.products import Fixed
 from app.models.tokens import Row
-from app.weights.arena import Vectors
+from app.weights.arena import Share, Vectors
 from app.weights.methods import METHODS
 
 INT8_ROOM = 16
@@ -74,7 +74,7 @@ class Machine:
         with torch.inference_mode():
             return self._int8.of(fixed, operand.key, tokens) if self._int8 else fixed
 
-    def build(self, method: str, weights: Mapping[str, float], number: int) -> float:
+    def build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
         """Write a blend into the slot of that number; gives the seconds that it took."""
         started = time.perf_counter()
         with torch.inference_mode():
@@ -132,7 +132,7 @@ class Unit:
         answer: tuple[list[bytes], float] = await self._lane.call("forward", rows, operands)
         return answer
 
-    async def build(self, method: str, weights: Mapping[str, float], slot: Tensor) -> float:
+    async def build(self, method: str, weights: Mapping[str, Share], slot: Tensor) -> float:
         """Write a blend into a slot (P,); gives the seconds that it took."""
         seconds: float = await self._lane.call("build", method, weights, self._number(slot))
         return seconds

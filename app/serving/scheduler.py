@@ -25,6 +25,7 @@ from torch import Tensor
 
 from app.models.tokens import Row
 from app.serving.compute import Compute, Vector
+from app.weights.arena import Share
 
 HALF_LIFE = 60.0
 """Seconds after which what a recipe brought counts half."""
@@ -92,7 +93,7 @@ class Scheduler:
         return float(traffic.tokens * 0.5 ** ((self._clock() - traffic.at) / HALF_LIFE))
 
 
-async def measure(compute: Compute, weights: Mapping[str, float] | None, slot: Tensor, rows: list[Row]) -> Costs:
+async def measure(compute: Compute, weights: Mapping[str, Share] | None, slot: Tensor, rows: list[Row]) -> Costs:
     """Time a build of these weights in a free slot (P,), and a forward pass of these rows on it, on one unit.
 
     The fastest of a few: the first one meets cold memory, and any may be disturbed. Without weights, because there

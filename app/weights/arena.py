@@ -18,6 +18,9 @@ from app.weights.pages import Pages
 
 BASE = "base"
 
+Share = float | tuple[float, float]
+"""A number for all layers, or one for the first and one for the last, between which it runs linearly."""
+
 
 @dataclass(frozen=True)
 class Partial:
@@ -109,13 +112,13 @@ class Arena:
         """Slots for blends, (count, P), all of their memory already touched."""
         return Vectors(count, self.layout.size, self.rows.device, self.rows.dtype)
 
-    def shares_of(self, weights: Mapping[str, float]) -> tuple[float, ...]:
-        """Weights by name in the order of the rows; members not named get 0."""
-        return tuple(weights.get(name, 0.0) for name in self.names)
+    def shares_of(self, weights: Mapping[str, Share], depth: float = 0.0) -> tuple[float, ...]:
+        """Weights by name at a depth, in the order of the rows; members not named get 0."""
+        return tuple(_at(weights.get(name, 0.0), depth) for name in self.names)
 
-    def weights_of(self, weights: Mapping[str, float]) -> Tensor:
+    def weights_of(self, weights: Mapping[str, Share], depth: float = 0.0) -> Tensor:
         """The same as (M,) in float32 on the CPU."""
-        return torch.tensor(self.shares_of(weights))
+        return torch.tensor(self.shares_of(weights, depth))
 
     def add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy a member's tensors into its row. Those it lacks stay zero until `share` fills them."""
@@ -138,3 +141,16 @@ class Arena:
                 part[index] = mean
             owning = tuple(float(name in having) for name in self.names)
             self.partials.append(Partial(place.block_start, place.block_stop, owning))
+
+
+def is_ramp(weights: Mapping[str, Share]) -> bool:
+    """Whether any weight differs by layer."""
+    return any(isinstance(share, tuple) for share in weights.values())
+
+
+def _at(share: Share, depth: float) -> float:
+    """A share at a depth, exact at both ends."""
+    if not isinstance(share, tuple):
+        return share
+    first, last = share
+    return (1 - depth) * first + depth * last

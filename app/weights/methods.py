@@ -7,22 +7,28 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from app.weights.arena import Arena
+from app.weights.arena import Arena, Share, is_ramp
+from app.weights.depth import Stretch, stretches
 
 PIECE = 1 << 20
 """Elements that are widened to float32 at a time."""
 
-Method = Callable[[Arena, Mapping[str, float], Tensor], None]
+Method = Callable[[Arena, Mapping[str, Share], Tensor], None]
 """Takes the arena, the weight of each member (they add up to 1), and the slot (P,) that it fills."""
 
 
-def linear(arena: Arena, weights: Mapping[str, float], out: Tensor) -> None:
-    """theta = sum w_i * theta_i, which is base + sum t_i * delta_i, in one pass over the rows."""
-    w = arena.weights_of(weights)
-    _weighted_sum(arena.rows, w, out)
-    for partial in arena.partials:
-        part = slice(partial.start, partial.stop)
-        _weighted_sum(arena.rows[:, part], partial.among_owners(w), out[part])
+def linear(arena: Arena, weights: Mapping[str, Share], out: Tensor) -> None:
+    """theta = sum w_i * theta_i, which is base + sum t_i * delta_i, in one pass over the rows; where the weights differ
+    by layer, stretch by stretch."""
+    whole = [Stretch(0, len(out), 0.0)]
+    for stretch in stretches(arena.layout) if is_ramp(weights) else whole:
+        w = arena.weights_of(weights, stretch.depth)
+        part = slice(stretch.start, stretch.stop)
+        _weighted_sum(arena.rows[:, part], w, out[part])
+        for partial in arena.partials:
+            if stretch.start <= partial.start < stretch.stop:
+                own = slice(partial.start, partial.stop)
+                _weighted_sum(arena.rows[:, own], partial.among_owners(w), out[own])
 
 
 def _weighted_sum(rows: Tensor, weights: Tensor, out: Tensor) -> None:

@@ -7,6 +7,10 @@ become the same recipe, the same key, and one place in every cache.
 A t is held as a whole number of millionths: 0.4, 0.40 and 0.4000000001 cannot be told apart, and 1 - 0.4
 is exactly 0.6.
 
+A ramp such as `finance@0.1:0.9` gives t in the first and in the last layer; between them it runs linearly, embeddings
+are with the first layer and the head with the last (LiNeS, arXiv 2410.17146, with the head at the far end). So every
+t is a pair, and a plain one is the same twice.
+
 A temperature says how the answers of a blend are read (its logits are divided by it) and is no part of the weights:
 recipes that differ in nothing else share one blend, one key, and every prediction that is remembered.
 """
@@ -21,7 +25,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
-from app.weights.arena import BASE
+from app.weights.arena import BASE, Share
 
 MICRO = 1_000_000
 MAX_TEXT = 2_000
@@ -29,6 +33,9 @@ COOLEST, HOTTEST = Decimal("0.05"), Decimal(20)
 """The temperatures that a recipe may name."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e-?\d{1,9})?", flags=re.ASCII)
+Ends = tuple[Decimal, Decimal]
+"""t in the first and in the last layer."""
+ONE = (Decimal(1), Decimal(1))
 RESERVED = frozenset({BASE, "auto", "exp"})
 LATER_METHODS = ("slerp", "ties", "dare", "della", "fisher", "regmean", "lines", "stock", "soup")
 
@@ -37,17 +44,22 @@ LATER_METHODS = ("slerp", "ties", "dare", "della", "fisher", "regmean", "lines",
 class Recipe:
     """The canonical form: each variant with its t in millionths, sorted by name, none of them 0.
 
-    An empty `t` is the base itself. The temperature is in millionths, too.
+    An empty `t` is the base itself. The temperature is in millionths, too. Where a t runs over the layers, `t` is that
+    in the first layer and `last` that in the last one, of the same variants; else `last` is empty.
     """
 
     t: tuple[tuple[str, int], ...]
     method: str = "linear"
     temperature: int = MICRO
+    last: tuple[tuple[str, int], ...] = ()
 
     @property
     def text(self) -> str:
         """The canonical text, such as `finance@0.4`; reading it back gives this recipe."""
-        terms = "+".join(f"{name}@{_decimal_text(micro)}" for name, micro in self.t) or BASE
+        if self.last:
+            terms = "+".join(f"{name}@{_ends_text(*ends)}" for name, *ends in self._ramps)
+        else:
+            terms = "+".join(f"{name}@{_decimal_text(micro)}" for name, micro in self.t) or BASE
         return terms if self.temperature == MICRO else f"{terms};temperature={_decimal_text(self.temperature)}"
 
     @property
@@ -56,16 +68,23 @@ class Recipe:
         return self if self.temperature == MICRO else replace(self, temperature=MICRO)
 
     @property
-    def weights(self) -> dict[str, float]:
+    def weights(self) -> dict[str, Share]:
         """The weight of every member that takes part, base first; they add up to 1."""
-        rest = MICRO - sum(micro for _, micro in self.t)
-        members = ((BASE, rest), *self.t)
-        return {name: micro / MICRO for name, micro in members if micro}
+        if self.last:
+            first, last = _with_base(self.t), _with_base(self.last)
+            return {name: (share, last[name]) for name, share in first.items() if share or last[name]}
+        return {name: share for name, share in _with_base(self.t).items() if share}
 
     @property
-    def t_by_variant(self) -> dict[str, float]:
-        """The t of each variant that takes part, as a reply shows it."""
+    def t_by_variant(self) -> dict[str, Share]:
+        """The t of each variant that takes part, as a reply shows it: of a ramp its two ends."""
+        if self.last:
+            return {name: a / MICRO if a == b else (a / MICRO, b / MICRO) for name, a, b in self._ramps}
         return {name: micro / MICRO for name, micro in self.t}
+
+    @property
+    def _ramps(self) -> list[tuple[str, int, int]]:
+        return [(name, first, last) for (name, first), (_, last) in zip(self.t, self.last, strict=True)]
 
     def key(self, fingerprint: str) -> str:
         """The name of the blend that this recipe gives on the bank of that fingerprint: 32 hex digits."""
@@ -125,7 +144,7 @@ class Cookbook:
         self._refuse_what_comes_later(text)
         text, *parameters = text.split(";")
         temperature = self._temperature_of(parameters)
-        t: dict[str, Decimal] = {}
+        t: dict[str, Ends] = {}
         for term in text.split("+"):
             self._add_term(t, term.strip(), whole=text)
         return self._canonical(t, temperature)
@@ -152,12 +171,10 @@ class Cookbook:
             raise BadRecipe(f"{_shown(text)} names an experiment; this version runs none yet. {self._offer}")
         if re.search(r"@\s*auto\b", text):
             raise BadRecipe(f"{_shown(text)} asks for an automatic t; this version has none yet. {self._offer}")
-        if ":" in text:
-            raise BadRecipe(f"{_shown(text)} lets t run over the layers; this version cannot yet. {self._offer}")
 
-    def _add_term(self, t: dict[str, Decimal], term: str, whole: str) -> None:
+    def _add_term(self, t: dict[str, Ends], term: str, whole: str) -> None:
         path, at, number = term.partition("@")
-        value = self._number(number.strip(), whole) if at else Decimal(1)
+        value = self._ends(number, whole) if at else ONE
         origin, dots, end = (part.strip() for part in path.partition(".."))
         if dots:
             self._add_path(t, origin, end, value)
@@ -166,6 +183,12 @@ class Cookbook:
                 raise BadRecipe(f"'base' stands alone, without a t: it gets what the variants leave. {self._offer}")
         else:
             self._add(t, origin, value)
+
+    def _ends(self, text: str, whole: str) -> Ends:
+        """One number, or two with a colon between."""
+        first, colon, last = (part.strip() for part in text.partition(":"))
+        start = self._number(first, whole)
+        return start, self._number(last, whole) if colon else start
 
     def _number(self, text: str, whole: str) -> Decimal:
         if not NUMBER.fullmatch(text):
@@ -190,20 +213,20 @@ class Cookbook:
         if len(t) != 1:
             raise BadRecipe(f"a path from {_shown(origin)} needs one variant to go to, not {len(t)}")
         (end, value), *_ = t.items()
-        path: dict[str, Decimal] = {}
+        path: dict[str, Ends] = {}
         self._add_path(path, origin, end, value)
         return self._canonical(path, temperature)
 
-    def _t_of(self, recipe: Mapping[object, object]) -> dict[str, Decimal]:
+    def _t_of(self, recipe: Mapping[object, object]) -> dict[str, Ends]:
         given = recipe.get("t")
         if isinstance(given, Mapping):
             if "variant" in recipe:
                 raise BadRecipe("give either 'variant' with a number as t, or t by variant, not both")
-            t: dict[str, Decimal] = {}
+            t: dict[str, Ends] = {}
             for name, value in given.items():
                 if name == BASE:
                     raise BadRecipe("'base' takes no t: it gets what the variants leave")
-                self._add(t, name, self._checked(_json_number("t", value)))
+                self._add(t, name, self._json_ends(value))
             return t
         name = recipe.get("variant")
         if name is None:
@@ -215,10 +238,20 @@ class Cookbook:
                     f'Write {{"variant": "{self._any_variant}", "t": 0.4}}'
                 )
             name = self.variants[0]
-        value = Decimal(1) if given is None else self._checked(_json_number("t", given))
+        value = ONE if given is None else self._json_ends(given)
         if name == BASE and "from" not in recipe:
             raise BadRecipe("'base' takes no t: it gets what the variants leave")
         return {self._member(name): value}
+
+    def _json_ends(self, value: object) -> Ends:
+        """A number, or a list of two."""
+        if isinstance(value, list | tuple):
+            if len(value) != 2:
+                raise BadRecipe(f"t is {_shown(value)}; over the layers it runs between two numbers, as in [0.1, 0.9]")
+            first, last = (self._checked(_json_number("t", one)) for one in value)
+            return first, last
+        start = self._checked(_json_number("t", value))
+        return start, start
 
     # -- both ------------------------------------------------------------------------------------------
 
@@ -251,24 +284,26 @@ class Cookbook:
             return name
         raise UnknownVariant(f"no variant {_shown(name)}; loaded: {self._loaded}")
 
-    def _add(self, t: dict[str, Decimal], name: object, value: Decimal) -> None:
+    def _add(self, t: dict[str, Ends], name: object, value: Ends) -> None:
         name = self._member(name)
         if name in t:
             raise BadRecipe(f"the recipe names variant {_shown(name)} twice")
         t[name] = value
 
-    def _add_path(self, t: dict[str, Decimal], origin: str, end: str, value: Decimal) -> None:
+    def _add_path(self, t: dict[str, Ends], origin: str, end: str, value: Ends) -> None:
         origin, end = self._member(origin), self._member(end)
         if origin == end:
             raise BadRecipe(f"a path needs two different ends, not {_shown(origin)} twice")
-        for name, share in ((origin, 1 - value), (end, value)):
+        first, last = value
+        for name, (a, b) in ((origin, (1 - first, 1 - last)), (end, value)):
             if name != BASE:
-                self._add(t, name, self._checked(share))
+                self._add(t, name, (self._checked(a), self._checked(b)))
 
-    def _canonical(self, t: Mapping[str, Decimal], temperature: Decimal) -> Recipe:
-        micro = {name: _micro(value) for name, value in t.items()}
-        parts = tuple(sorted((name, value) for name, value in micro.items() if value))
-        return Recipe(parts, temperature=_micro(temperature))
+    def _canonical(self, t: Mapping[str, Ends], temperature: Decimal) -> Recipe:
+        micro = {name: (_micro(first), _micro(last)) for name, (first, last) in sorted(t.items())}
+        first = tuple((name, a) for name, (a, b) in micro.items() if a or b)
+        last = tuple((name, b) for name, (a, b) in micro.items() if a or b)
+        return Recipe(first, temperature=_micro(temperature), last=() if last == first else last)
 
     @property
     def _any_variant(self) -> str:
@@ -292,6 +327,12 @@ def names_alias(recipe: object) -> bool:
     return isinstance(recipe, str) and recipe.lstrip().startswith("@")
 
 
+def _with_base(t: Sequence[tuple[str, int]]) -> dict[str, float]:
+    """t's and what they leave to the base, which comes first."""
+    rest = MICRO - sum(micro for _, micro in t)
+    return {name: micro / MICRO for name, micro in ((BASE, rest), *t)}
+
+
 def _json_number(name: str, value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRecipe(f"{name} is {_shown(value)}; it must be a number such as {'0.4' if name == 't' else '1.3'}")
@@ -309,6 +350,10 @@ def _micro(value: Decimal) -> int:
 def _decimal_text(micro: int) -> str:
     text = f"{Decimal(micro) / MICRO:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _ends_text(first: int, last: int) -> str:
+    return _decimal_text(first) if first == last else f"{_decimal_text(first)}:{_decimal_text(last)}"
 
 
 def _shown(value: object) -> str:
