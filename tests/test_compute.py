@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,6 +121,19 @@ def test_a_worker_that_is_killed_is_replaced_and_asked_again(bank: Bank, rows: l
             logits_of(logits), Classifier(bank).logits(bank.arena["angry"], rows), rtol=0, atol=1e-6
         )
         assert compute.restarts == 1 and pid_of(lane) != first
+
+    with_workers(bank, 1, scenario)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_worker_takes_nothing_of_the_small_shared_memory_of_a_container(bank: Bank) -> None:
+    """Its pages are anonymous; what torch sends on its own way lies in /dev/shm, of which a container has 64 MiB."""
+
+    async def scenario(compute: Compute, slots: Vectors) -> None:
+        async with compute.unit() as unit:
+            await unit.build("linear", WEIGHTS, slots.rows[0])  # by now it has received whatever it was given
+        mapped = Path(f"/proc/{pid_of(lane_of(compute))}/maps").read_text(encoding="utf-8")
+        assert "memfd:tween" in mapped and "/torch_" not in mapped
 
     with_workers(bank, 1, scenario)
 

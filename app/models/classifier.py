@@ -66,6 +66,15 @@ class Classifier:
         self._pad = bank.tokenizer.pad_token_id or 0
         self._reads_types = "token_type_ids" in bank.tokenizer.model_input_names
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the members' rows: they lie in the arena, and torch would copy them all to /dev/shm, which is small
+        in a container."""
+        return {name: value for name, value in self.__dict__.items() if name != "_members"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._members = [self.fixed(row) for row in self.arena.rows]
+
     @property
     def mixes(self) -> bool:
         """Whether rows can be mixed from members."""
