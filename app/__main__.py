@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     choosing.add_barrier(barrier)
     barrier.set_defaults(run=lambda options: choosing.run_barrier(options, _provider, _logits_folder()))
 
+    fetch = commands.add_parser("fetch", help="download what a bank file names, and load nothing")
+    fetch.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")
+    fetch.set_defaults(run=_fetch)
+
     demo = commands.add_parser("demo", help="make the demo bank the first time, then serve it")
     demo.add_argument("--rebuild", action="store_true", help="train the demo bank anew")
     demo.add_argument("--only-build", action="store_true", help="do not serve it")
@@ -132,6 +136,20 @@ def _logits_folder() -> Path:
     from app.demo.build import cache_folder
 
     return cache_folder() / "logits"
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    """For an init container or a job that fills a volume: what serves can then do without the hub."""
+    from app.models.bank import BankSpec
+    from app.weights.arena import BASE
+
+    settings = Settings.from_environment(os.environ, bank=options.bank)
+    if settings.bank is None:
+        raise BadBank("nothing to fetch: give a bank file by --bank")
+    spec = BankSpec.from_toml(settings.bank)
+    for member, source in {BASE: spec.base, **spec.variants}.items():
+        print(member, source.folder(member), flush=True)
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -157,3 +157,18 @@ def test_a_port_that_is_taken_is_said(folders: Path) -> None:
         taken.listen()
         done = tween("serve", "--base", str(folders / "base"), "--port", str(taken.getsockname()[1]))
     assert done.returncode != 0 and "address already in use" in done.stderr
+
+
+def test_fetch_names_each_member_and_the_folder_that_serves_it(folders: Path) -> None:
+    done = tween("fetch", "--bank", str(folders / "bank.toml"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [part for m in ("base", "angry", "polite") for part in (m, str(folders / m))]
+
+
+def test_fetch_says_what_it_cannot_find(tmp_path: Path) -> None:
+    bank = tmp_path / "bank.toml"
+    bank.write_text('base = "org/model"\n', encoding="utf-8")
+    done = tween("fetch", "--bank", str(bank), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("tween: base: there is no folder org/model, and the hub does not give it either")
+    assert tween("fetch").stderr.startswith("tween: nothing to fetch")
