@@ -51,7 +51,8 @@ def test_labels_may_be_names_in_any_case_or_numbers(tmp_path: Path) -> None:
 def test_a_quoted_text_may_span_lines_and_line_numbers_still_hold(tmp_path: Path) -> None:
     rows = [('"two\nlines"', "neutral"), *ROWS, ("the last", "angry")]
     with pytest.raises(
-        BadData, match=r"own, line 34: the label 'angry' is none of the bank's; labels: negative, neutral"
+        BadData,
+        match=r"own, line 34, column 'label': the label 'angry' is none of the bank's; labels: negative, neutral",
     ):
         read_dataset(csv_file(tmp_path, rows), LABELS)
 
@@ -107,15 +108,28 @@ REFUSED = [
     ("a.csv", "text,label\n", "it holds no texts"),
     ("a.csv", "words,label\nfine,1\n", "cannot tell which column holds the text; name it. Columns: words, label"),
     ("a.csv", "text,mood\nfine,1\n", "cannot tell which column holds the label; name it"),
-    ("a.csv", "text,label\nfine,1\n  ,2\n", "a, line 3: the text is empty"),
-    ("a.csv", "text,label\nfine,\n", "a, line 2: there is no label; labels: negative, neutral, positive (or 0 to 2)"),
-    ("a.csv", "text,label\nfine,3\n", "line 2: the label '3' is none of the bank's"),
+    ("a.csv", "text,label\nfine,1\n  ,2\n", "a, line 3, column 'text': the text is empty"),
+    (
+        "a.csv",
+        "text,label\nfine,\n",
+        "line 2, column 'label': there is no label; labels: negative, neutral, positive (or",
+    ),
+    ("a.csv", "text,label\nfine,3\n", "line 2, column 'label': the label '3' is none of the bank's"),
     ("a.csv", "text,label\nfine,1,more\n", "a.csv, line 2: more fields than the header names"),
     ("a.csv", "text,label\nfine,1\nbad,0\n", "2 different texts; at least 20 are needed, 200 are advised"),
     ("a.csv", "text,label\n" + MANY, "every label is 'neutral'; texts of at least two labels are needed"),
-    ("a.csv", "text,label,time\nfine,1,soon\n" + MANY.replace("neutral", "0,7"), "line 2: 'soon' is no time"),
+    (
+        "a.csv",
+        "text,label,time\nfine,1,soon\n" + MANY.replace("neutral", "0,7"),
+        "line 2, column 'time': 'soon' is no time",
+    ),
     ("a.csv", b"text,label\n\xff\xfe,1\n", "a.csv is not UTF-8"),
     ("a.jsonl", '{"text": "fine", "label": 1}\n[1]\n', "a.jsonl, line 2: every line must be an object"),
+    (
+        "a.jsonl",
+        '{"text": "fine", "label": 1}\n{"text": "bad"}\n',
+        "a, line 2: there is no 'label', which other rows have",
+    ),
     ("a.jsonl", "{oops\n", "a.jsonl, line 1: not JSON"),
     ("a.parquet", "not parquet", "a.parquet is not a sound parquet file"),
 ]

@@ -134,6 +134,14 @@ def test_where_nothing_interpolates_the_choice_is_among_blends_that_were_run() -
     assert {at.t for at in found.compared} == {*GRID, *NODES, CHECK}
 
 
+def test_a_grid_of_ones_own_is_run_and_nothing_between_it_is_considered() -> None:
+    provider = Synthetic()
+    found = ask(provider, targets=[drawn(provider, 300, t=0.6, temperature=1.0, seed=8)], grid=(0.33, 0.61, 0.9))
+    ts = [0.0, 0.33, 0.5, 0.61, 0.9, 1.0]
+    assert found.way == "run" and found.passes == 6 and found.best.t == 0.61 and not found.checks
+    assert [point.t for point in found.curve] == [at.t for at in found.compared] == ts
+
+
 def test_a_guard_bounds_t_and_says_how_sure_that_is() -> None:
     provider = Synthetic()
     target = drawn(provider, 400, t=0.9, temperature=1.0, seed=9)

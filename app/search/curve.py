@@ -2,7 +2,8 @@
 
 Five blends are run, and each text's logits are interpolated between them (`surrogate.py`). A sixth, at a t that is no
 node, tells whether that may be believed, and so does the blend that is chosen: 7 passes. Where a check fails, a grid of
-blends is run and a spline goes through them; where that fails too, the choice is among what was run.
+blends is run and a spline goes through them; where that fails too, the choice is among what was run. Who names a grid
+has that run instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from app.search.surrogate import TOLERANCE, Check, Surrogate, checked
 
 NODES = (0.0, 0.2, 0.5, 0.8, 1.0)
 CHECK = 0.35
+ALWAYS = (0.0, 0.5, 1.0)
+"""What every answer tells of: both ends, and the middle for the first guess."""
+
 GRID = tuple(step / 10 for step in range(11))
 STEP = 0.01
 """How finely t is searched: beyond the passes it is arithmetic on stored logits."""
@@ -50,14 +54,18 @@ WAYS = (Way("polynomial", NODES, polynomial), Way("spline", GRID, _spline))
 class Curve:
     """Logits at any t. `texts` are those of each data set; their passes are made here, and kept."""
 
-    def __init__(self, line: Line, texts: Sequence[Sequence[str]], passes: Passes) -> None:
+    def __init__(self, line: Line, texts: Sequence[Sequence[str]], passes: Passes, grid: Sequence[float] = ()) -> None:
         self.line = line
         self.checks: list[Check] = []
         self._texts = texts
         self._passes = passes
         self._true: dict[float, list[NDArray[np.float64]]] = {}
-        self._ways = list(WAYS)
-        passes.expect((len(NODES) + 2) * sum(map(len, texts)))
+        self._ways = [] if grid else list(WAYS)
+        ts = sorted({*ALWAYS, *map(float, grid)}) if grid else [*NODES, CHECK]
+        passes.expect((len(ts) + (not grid)) * sum(map(len, texts)))
+        self._foresee(ts)
+        for t in ts if grid else ():
+            self._run(t)
         self._run_nodes()
         self.check(CHECK)
 
@@ -98,9 +106,13 @@ class Curve:
         if self._ways:
             missing = set(self._ways[0].nodes) - set(self._true)
             self._passes.expect(len(missing) * sum(map(len, self._texts)))
+            self._foresee(sorted(missing))
         self._run_nodes()
         self.check(CHECK)
         return False
+
+    def _foresee(self, ts: Sequence[float]) -> None:
+        self._passes.foresee([(texts, self.line.at(t)) for t in ts for texts in self._texts])
 
     def _run_nodes(self) -> None:
         for t in self._ways[0].nodes if self._ways else ():

@@ -132,12 +132,19 @@ def dataset_of(name: str, rows: Rows, labels: Sequence[str], columns: Columns, l
     `labelled`: whether it is an error that there is no label column. Raises `BadData`.
     """
     places, records = _split(name, rows)
-    found = _find(name, list(records[0]), columns, labelled)
-    texts = tuple(_text(name, place, record[found["text"]]) for place, record in zip(places, records, strict=True))
+    found = _find(name, list(dict.fromkeys(column for record in records for column in record)), columns, labelled)
+    for place, record in zip(places, records, strict=True):
+        for column in found.values():
+            if column not in record:
+                raise BadData(f"{name}, {place}: there is no {column!r}, which other rows have")
+    texts = tuple(_text(_cell(name, p, found["text"]), r[found["text"]]) for p, r in zip(places, records, strict=True))
     codes = None
     if "label" in found:
         known = {label.casefold(): index for index, label in enumerate(labels)}
-        values = [_label(name, p, r[found["label"]], known, labels) for p, r in zip(places, records, strict=True)]
+        column = found["label"]
+        values = [
+            _label(_cell(name, p, column), r[column], known, labels) for p, r in zip(places, records, strict=True)
+        ]
         codes = np.array(values, dtype=np.int64)
     distinct = len(set(texts))
     if distinct < LEAST_TEXTS:
@@ -153,7 +160,11 @@ def dataset_of(name: str, rows: Rows, labels: Sequence[str], columns: Columns, l
     segment_names: tuple[str, ...] = ()
     if "segment" in found:
         segments, segment_names = _numbered([str(record[found["segment"]]) for record in records])
-    order = _order(name, places, [record[found["time"]] for record in records]) if "time" in found else None
+    order = None
+    if "time" in found:
+        order = _order(
+            [(_cell(name, p, found["time"]), r[found["time"]]) for p, r in zip(places, records, strict=True)]
+        )
     return Dataset(name, texts, codes, groups, segments, segment_names, order, found, len(texts) - distinct)
 
 
@@ -187,18 +198,23 @@ def _find(name: str, present: list[str], columns: Columns, labelled: bool) -> di
     return found
 
 
-def _text(name: str, place: str, value: object) -> str:
+def _cell(name: str, place: str, column: str) -> str:
+    """Where a value stands, for a person who has to find it."""
+    return f"{name}, {place}, column {column!r}"
+
+
+def _text(cell: str, value: object) -> str:
     text = "" if value is None else str(value)
     if not text.strip():
-        raise BadData(f"{name}, {place}: the text is empty")
+        raise BadData(f"{cell}: the text is empty")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadData(f"{name}, {place}: the text is not valid Unicode, it holds a lone surrogate") from None
+        raise BadData(f"{cell}: the text is not valid Unicode, it holds a lone surrogate") from None
     return text
 
 
-def _label(name: str, place: str, value: object, known: Mapping[str, int], labels: Sequence[str]) -> int:
+def _label(cell: str, value: object, known: Mapping[str, int], labels: Sequence[str]) -> int:
     """The index of a label given by name, in any case, or by number."""
     written = "" if value is None else str(value).strip()
     index = known.get(written.casefold())
@@ -210,7 +226,7 @@ def _label(name: str, place: str, value: object, known: Mapping[str, int], label
         if number.is_integer() and 0 <= number < len(labels):
             return int(number)
         shown = f"the label {written!r} is none of the bank's" if written else "there is no label"
-        raise BadData(f"{name}, {place}: {shown}; labels: {', '.join(labels)} (or 0 to {len(labels) - 1})")
+        raise BadData(f"{cell}: {shown}; labels: {', '.join(labels)} (or 0 to {len(labels) - 1})")
     return index
 
 
@@ -221,13 +237,13 @@ def _numbered(values: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]
     return np.array(codes, dtype=np.int64), tuple(numbers)
 
 
-def _order(name: str, places: Sequence[str], values: Sequence[object]) -> NDArray[np.int64]:
-    """Ranks in time; equal times share a rank."""
-    moments = [_moment(name, place, value) for place, value in zip(places, values, strict=True)]
+def _order(values: Sequence[tuple[str, object]]) -> NDArray[np.int64]:
+    """Ranks in time of cells and their values; equal times share a rank."""
+    moments = [_moment(cell, value) for cell, value in values]
     return np.unique(np.array(moments), return_inverse=True)[1].astype(np.int64)
 
 
-def _moment(name: str, place: str, value: object) -> float:
+def _moment(cell: str, value: object) -> float:
     """Seconds, from a number, an ISO 8601 text, or what parquet gives for a time."""
     try:
         if isinstance(value, datetime):
@@ -237,4 +253,4 @@ def _moment(name: str, place: str, value: object) -> float:
         except ValueError:
             return datetime.fromisoformat(str(value).strip()).timestamp()
     except ValueError:
-        raise BadData(f"{name}, {place}: {value!r} is no time; write 2026-11-24T08:30:00 or a number") from None
+        raise BadData(f"{cell}: {value!r} is no time; write 2026-11-24T08:30:00 or a number") from None

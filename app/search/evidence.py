@@ -102,10 +102,10 @@ def _blend(question: Question, curve: Curve, t: float) -> Blend:
 
 
 def _points(question: Question, curve: Curve, choice: Choice) -> list[Point]:
-    """Scores with their intervals at every twentieth of the line, and at the choice."""
+    """Scores with their intervals at every twentieth of the line (of a grid, at every t), and at the choice."""
     ts = choice.judge.ts
     twentieths = np.abs(ts * 20 - np.round(ts * 20)) < 1e-6
-    positions = np.flatnonzero(twentieths | (ts == choice.t))
+    positions = np.flatnonzero(twentieths | (ts == choice.t) | bool(question.grid))
     beta = choice.judge.beta[positions]
     values = {}
     for name, (data, pool) in question.views.items():

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BadRecipe
-from app.weights.arena import BASE
-from app.weights.recipe import MICRO, Cookbook, Recipe
+from app.weights.recipe import BASE, MICRO, Cookbook, Recipe
 
 
 @dataclass(frozen=True)

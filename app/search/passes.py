@@ -22,6 +22,9 @@ from app.weights.recipe import Recipe
 CHUNK = 256
 """Texts asked for at once: progress is told, and a sweep can be called off, between chunks."""
 
+Asked = tuple[Sequence[str], Recipe]
+"""Texts and the blend that they are to run through."""
+
 Progress = Callable[[int, int], None]
 """Called with the texts done and the texts expected. It may raise to end the sweep; finished passes stay stored."""
 
@@ -92,12 +95,20 @@ class Passes:
     `recipes` are the blends that were asked for, `run` those of them that cost a pass now.
     """
 
-    def __init__(self, provider: Provider, store: Store, on_progress: Progress = lambda done, expected: None) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        store: Store,
+        on_progress: Progress = lambda done, expected: None,
+        on_foreseen: Callable[[Sequence[Asked]], None] = lambda chunks: None,
+    ) -> None:
+        """`on_foreseen` hears of chunks before they are asked for one by one, so that others may begin with them."""
         self.provider = provider
         self.recipes: dict[Recipe, None] = {}
         self.run: dict[Recipe, None] = {}
         self._store = store
         self._on_progress = on_progress
+        self._on_foreseen = on_foreseen
         self._done = 0
         self._expected = 0
 
@@ -106,10 +117,15 @@ class Passes:
         self._expected += texts
         self._on_progress(self._done, self._expected)
 
+    def foresee(self, asked: Sequence[Asked]) -> None:
+        """Tell that all of this is going to be asked for."""
+        missing = [(texts, recipe) for texts, recipe in asked if self._store.get(self._name(texts, recipe)) is None]
+        self._on_foreseen([(chunk, recipe) for texts, recipe in missing for chunk in chunks_of(texts)])
+
     def logits(self, texts: Sequence[str], recipe: Recipe) -> NDArray[np.float64]:
         """Logits (N, C) in the order of the texts."""
         self.recipes[recipe] = None
-        name = f"{self.provider.key(recipe)}-{digest_of(texts)}"
+        name = self._name(texts, recipe)
         found = self._store.get(name)
         if found is None or len(found) != len(texts):
             self.run[recipe] = None
@@ -120,20 +136,30 @@ class Passes:
         return found.astype(np.float64)
 
     def _pass(self, texts: Sequence[str], recipe: Recipe) -> NDArray[np.float32]:
-        """Each different text once, short ones first, so that the texts of a chunk are of like length."""
-        distinct = sorted(set(texts), key=lambda text: (len(text), text))
+        """Each different text once."""
+        chunks = chunks_of(texts)
+        self._on_foreseen([(chunk, recipe) for chunk in chunks])
         parts = []
-        for start in range(0, len(distinct), CHUNK):
-            parts.append(self.provider.logits(distinct[start : start + CHUNK], recipe))
-            self._tell(len(parts[-1]))
-        self._tell(len(texts) - len(distinct))
-        place = {text: index for index, text in enumerate(distinct)}
+        for chunk in chunks:
+            parts.append(self.provider.logits(chunk, recipe))
+            self._tell(len(chunk))
+        place = {text: index for index, text in enumerate(text for chunk in chunks for text in chunk)}
+        self._tell(len(texts) - len(place))
         return np.concatenate(parts)[[place[text] for text in texts]]
+
+    def _name(self, texts: Sequence[str], recipe: Recipe) -> str:
+        return f"{self.provider.key(recipe)}-{digest_of(texts)}"
 
     def _tell(self, texts: int) -> None:
         self._done += texts
         self._expected = max(self._expected, self._done)
         self._on_progress(self._done, self._expected)
+
+
+def chunks_of(texts: Sequence[str]) -> list[list[str]]:
+    """Each different text once, short ones first, so that the texts of a chunk are of like length."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    return [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
 
 
 def digest_of(texts: Sequence[str]) -> str:

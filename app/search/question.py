@@ -34,8 +34,9 @@ class Question:
     """Which t of the line serves the targets best?
 
     `shares` are the targets' weights, `squared_length` is |tau|^2, `penalty` is lambda, or `folds` to let them choose
-    it, and `cost` (C, C) is what answering the column costs where the row is true. Raises `BadData` for an objective
-    that these data lack.
+    it, and `cost` (C, C) is what answering the column costs where the row is true. With a `grid`, its t's (and both
+    ends and the middle) are run, and nothing between them is considered. Raises `BadData` for an objective that these
+    data lack.
     """
 
     line: Line
@@ -47,6 +48,7 @@ class Question:
     rule: Rule = "best"
     penalty: float | Literal["folds"] = 0.0
     cost: NDArray[np.float64] | None = None
+    grid: Sequence[float] = ()
     draws: int = DRAWS
     folds: int = FOLDS
     repeats: int = REPEATS

@@ -49,7 +49,7 @@ class Choice:
 
 def sweep(question: Question, passes: Passes) -> tuple[Curve, Choice]:
     """Choose; what it costs is made through `passes`. What was found is put together by `evidence.findings`."""
-    curve = Curve(question.line, [d.texts for d in question.datasets], passes)
+    curve = Curve(question.line, [d.texts for d in question.datasets], passes, question.grid)
     choice = choice_of(question, curve)
     while not curve.check(choice.t):
         choice = choice_of(question, curve)

@@ -15,11 +15,8 @@ from torch import Tensor
 
 from app.weights.layout import Layout
 from app.weights.pages import Pages
-
-BASE = "base"
-
-Share = float | tuple[float, float]
-"""A number for all layers, or one for the first and one for the last, between which it runs linearly."""
+from app.weights.recipe import BASE as BASE
+from app.weights.recipe import Share as Share
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
-from app.weights.arena import BASE, Share
 
+BASE = "base"
+Share = float | tuple[float, float]
+"""A number for all layers, or one for the first and one for the last, between which it runs linearly."""
 MICRO = 1_000_000
 MAX_TEXT = 2_000
 COOLEST, HOTTEST = Decimal("0.05"), Decimal(20)
