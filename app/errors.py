@@ -89,5 +89,13 @@ class BadSettings(TweenError):
     """A setting that does not exist or has an impossible value; raised at start-up only."""
 
 
+class UnknownSweep(TweenError):
+    """A sweep that nobody knows of, or that was forgotten."""
+
+
+class NotDone(TweenError):
+    """A report is asked for that there is not, or not yet."""
+
+
 class BadData(TweenError):
     """Labelled texts that cannot be read or judged; the message names the line and what would do."""

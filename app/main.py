@@ -20,7 +20,17 @@ from fastapi_offline import FastAPIOffline
 from redis.exceptions import RedisError
 
 from app import __version__
-from app.api import alias_routes, direct, metrics, middleware, native, probes, problems, spectrum
+from app.api import (
+    alias_routes,
+    direct,
+    metrics,
+    middleware,
+    native,
+    probes,
+    problems,
+    spectrum,
+    sweep_routes,
+)
 from app.cache.alias_store import AliasStore
 from app.cache.cards import Cards
 from app.cache.chunks import Chunks
@@ -31,6 +41,7 @@ from app.cache.predictions import Predictions
 from app.cache.private_redis import PrivateRedis, find_server
 from app.cache.redis_url import RedisUrl
 from app.cache.shared import RedisTier, Shape
+from app.cache.sweep_store import SweepStore
 from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSettings, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
@@ -38,14 +49,19 @@ from app.models.card import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
 from app.models.int8 import int8_is_fast
 from app.models.tokens import TextEncoder
+from app.search.jobs import Sweeps
+from app.search.order import Facts
+from app.search.runner import LocalRunner
 from app.serving.aliases import Aliases
 from app.serving.batcher import Batcher
 from app.serving.blends import Blends
 from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
 from app.serving.engine import Engine
+from app.serving.errands import Errands
 from app.serving.scheduler import Scheduler, measure
 from app.serving.workers import WorkerLane, prepare
 from app.settings import Settings
+from app.weights import geometry
 from app.weights.arena import BASE, Vectors
 from app.weights.recipe import Cookbook
 
@@ -77,7 +93,9 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
 
     async def start(app: FastAPI, resources: AsyncExitStack) -> None:
         try:
-            app.state.engine = await build_engine(settings, spec, resources)
+            engine = await build_engine(settings, spec, resources)
+            app.state.sweeps = await start_sweeps(settings, engine, resources)
+            app.state.engine = engine
         except Exception as error:
             if not isinstance(error, TweenError | OSError):
                 log.exception("the bank cannot be served")
@@ -92,6 +110,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(native.router)
     app.include_router(spectrum.router)
     app.include_router(alias_routes.router)
+    app.include_router(sweep_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
@@ -149,6 +168,8 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
         aliases,
         default,
         settings.max_texts,
+        Errands(bank, blends, compute, batcher, encoder, tokenizing),
+        reached[0] if reached else None,
     )
     if cards and settings.redis_url:  # in a private Redis nobody would look for it
         meanwhile(publish_card(bank, cards, torch_thread), resources)
@@ -159,6 +180,27 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
     resources.callback(gc.unfreeze)
     log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
     return engine
+
+
+async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitStack) -> Sweeps:
+    """Have t chosen here, on what callers leave of this pod's time."""
+    bank = engine.bank
+    products = geometry.products_of(bank.delta_norms, bank.delta_angles)
+    store = None
+    if engine.redis is not None:
+        store = SweepStore(engine.redis, settings.redis_namespace, settings.sweep_ttl_s)
+    sweeps = Sweeps(
+        Facts(bank.labels, list(bank.variants), products),
+        bank.fingerprint,
+        lambda recipe: f"{engine.blends.key(recipe)}-{engine.max_tokens}",
+        LocalRunner(engine.errands) if bank.has_members else None,
+        store,
+        settings.sweep_texts,
+        settings.sweeps_waiting,
+    )
+    resources.push_async_callback(sweeps.close)
+    sweeps.start()
+    return sweeps
 
 
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:

@@ -18,6 +18,7 @@ MAY_KNOW = {
     "experiments": {"weights", "redis", "pydantic", "numpy", "scipy"},
     "search": {
         "serving",
+        "cache",
         "models",
         "weights",
         "torch",

@@ -63,7 +63,11 @@ async def json_only(request: Request) -> None:
 async def read_json(request: Request, model: type[Body]) -> Body:
     """The body as the framework would read it, with the errors that it would raise."""
     await json_only(request)
-    content = await request.body()
+    return parse_json(await request.body(), model)
+
+
+def parse_json(content: bytes, model: type[Body]) -> Body:
+    """A body as the framework would read it, with the errors that it would raise."""
     try:
         return model.model_validate(json.loads(content) if content else None)
     except json.JSONDecodeError as error:

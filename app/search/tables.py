@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from app.errors import BadData
 
@@ -30,20 +31,25 @@ def read_rows(path: Path) -> Rows:
         raise BadData(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def csv_rows(name: str, file: TextIO) -> Rows:
+    """The rows of a CSV file of that name, whatever separates its fields."""
+    header = file.readline()
+    file.seek(0)
+    reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+    line = 2
+    try:
+        for row in reader:
+            if None in row:
+                raise BadData(f"{name}, line {line}: more fields than the header names")
+            yield f"line {line}", row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise BadData(f"{name}, line {line}: {error}") from error
+
+
 def _csv(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
-        line = 2
-        try:
-            for row in reader:
-                if None in row:
-                    raise BadData(f"{path.name}, line {line}: more fields than the header names")
-                yield f"line {line}", row
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise BadData(f"{path.name}, line {line}: {error}") from error
+        yield from csv_rows(path.name, file)
 
 
 def _json_lines(path: Path) -> Rows:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.cache.client import Client
 from app.cache.predictions import Predictions
 from app.errors import BadTexts
 from app.models.bank import Bank
@@ -20,6 +21,7 @@ from app.serving.aliases import DEFAULT, Aliases
 from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
 from app.serving.compute import Compute, Vector
+from app.serving.errands import Errands
 from app.serving.recollection import Recollection
 from app.weights.recipe import MICRO, Cookbook, Recipe
 
@@ -103,6 +105,8 @@ class Engine:
         aliases: Aliases,
         default_recipe: Recipe,
         max_texts: int,
+        errands: Errands,
+        redis: Client | None,
     ) -> None:
         """Without `predictions`, every text is run."""
         self.bank = bank
@@ -112,6 +116,8 @@ class Engine:
         self.batcher = batcher
         self.predictions = predictions
         self.aliases = aliases
+        self.errands = errands
+        self.redis = redis
         self.max_tokens = encoder.max_tokens
         self._default_recipe = default_recipe
         self._encoder = encoder

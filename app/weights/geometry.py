@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,14 @@ def gram(rows: Tensor) -> Tensor:
         deltas = part[1:] - part[0]
         products += (deltas @ deltas.T).cpu()
     return products
+
+
+def products_of(norms: Sequence[float], angles: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Inner products of the deltas, (V, V), from their lengths (V) and the angles between them in degrees (V, V)."""
+    return [
+        [a * b * math.cos(math.radians(angle)) for b, angle in zip(norms, row, strict=True)]
+        for a, row in zip(norms, angles, strict=True)
+    ]
 
 
 def norms(products: Tensor) -> Tensor:

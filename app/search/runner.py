@@ -1,0 +1,34 @@
+"""Where a sweep's passes are run: the seam between a sweep and whatever has time for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from app.search.passes import Asked
+from app.serving.errands import Errands
+from app.weights.recipe import Recipe
+
+
+class JobRunner(Protocol):
+    """Runs chunks of texts through blends."""
+
+    async def begin(self, chunks: Sequence[Asked]) -> None:
+        """These are going to be asked for, one by one; a runner that can do several at a time begins."""
+
+    async def logits(self, texts: Sequence[str], recipe: Recipe) -> bytes:
+        """Logits (N, C) in the order of the texts, as the bytes of float32."""
+        ...
+
+
+class LocalRunner:
+    """In this pod, whenever callers leave it time."""
+
+    def __init__(self, errands: Errands) -> None:
+        self._errands = errands
+
+    async def begin(self, chunks: Sequence[Asked]) -> None:
+        """One chunk at a time is as much as there is time for."""
+
+    async def logits(self, texts: Sequence[str], recipe: Recipe) -> bytes:
+        return await self._errands.logits(texts, recipe)

@@ -1,0 +1,186 @@
+"""A sweep in a process of its own, beside the server that it asks for logits.
+
+Choosing is seconds of numpy, which in a thread of the server would stand in the way of predictions. This process yields
+to everybody (nice 19) and uses one core. It speaks through one pipe: the server tells it the order, then it says what
+it wants (`Wants`) and the server answers those that ask for logits. When either end of the pipe closes, so does the
+other: a server that dies leaves no process behind, and ending the process is how a sweep is called off.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import TweenError
+from app.search import report
+from app.search.evidence import findings
+from app.search.findings import Findings
+from app.search.order import Facts, Order, question_of
+from app.search.passes import Asked, MemoryStore, Passes
+from app.search.robustness import TS, robustness
+from app.search.surface import towards_the_best_mix
+from app.search.sweep import sweep
+from app.weights.recipe import Recipe
+
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PLOT, RELIABILITY = "curve.svg", "reliability.svg"
+FILES = (report.JSON, report.CSV, report.HTML, PLOT, RELIABILITY)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Texts done and expected."""
+
+    done: int
+    expected: int
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """These texts are going to be run through these recipes; whoever can may begin."""
+
+    chunks: list[tuple[list[str], str]]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Wants logits (N, C), as the bytes of float32, and whether they were remembered; waits for them."""
+
+    texts: list[str]
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end: what the service replies with, and the files of the report by name."""
+
+    result: dict[str, Any]
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The end: a sentence for whoever asked."""
+
+    sentence: str
+
+
+Wants = Progress | Foreseen | Logits | Done | Refused
+
+
+def start() -> tuple[subprocess.Popen[bytes], Connection]:
+    """A process that waits for an order and the facts (as plain values), and the server's end of its pipe."""
+    ours, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.search.sweep_process", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            env={**os.environ, **ONE_THREAD},
+        )
+    return process, ours
+
+
+class _Distant:
+    """A provider whose models are at the other end of the pipe."""
+
+    def __init__(self, pipe: Connection, classes: int) -> None:
+        self._pipe = pipe
+        self._classes = classes
+        self.run: set[Recipe] = set()
+
+    def key(self, recipe: Recipe) -> str:
+        return recipe.text
+
+    def logits(self, texts: Sequence[str], recipe: Recipe) -> NDArray[np.float32]:
+        self._pipe.send(Logits(list(texts), recipe.text))
+        logits, remembered = self._pipe.recv()
+        if not remembered:
+            self.run.add(recipe)
+        return np.frombuffer(logits, dtype=np.float32).reshape(len(texts), self._classes)
+
+
+def work(pipe: Connection) -> None:
+    """One sweep, told through the pipe."""
+    values, facts = pipe.recv()
+    try:
+        found = answer(Order.of(values), Facts(**facts), pipe)
+        files = dict(_files(found))  # first, because it may add a warning
+        pipe.send(Done(result_of(found), files))
+    except TweenError as error:
+        pipe.send(Refused(str(error)))
+
+
+def answer(order: Order, facts: Facts, pipe: Connection) -> Findings:
+    """What the order's question comes to, with the server's logits."""
+
+    def tell(done: int, expected: int) -> None:
+        pipe.send(Progress(done, expected))
+
+    def foresee(chunks: Sequence[Asked]) -> None:
+        pipe.send(Foreseen([(list(texts), recipe.text) for texts, recipe in chunks]))
+
+    question = question_of(order, facts)
+    distant = _Distant(pipe, len(facts.labels))
+    passes = Passes(distant, MemoryStore(), tell, foresee)
+    direction = None
+    if len(order.variants) > 1 and not order.line:
+        line, direction = towards_the_best_mix(question, order.variants, passes)
+        question = replace(question, line=line, squared_length=line.squared_length(np.array(facts.products)))
+    found = findings(question, *sweep(question, passes), passes, facts.labels)
+    found.passes_run, found.direction = len(distant.run), direction
+    if order.robustness:
+        found.robustness = robustness(
+            question.line, question.targets[0], sorted({*TS, found.best.t}), passes, question.seed
+        )
+    return found
+
+
+def result_of(found: Findings) -> dict[str, Any]:
+    """The part of it that a reply shows: a row of the curve for each t and data set."""
+    best = found.best
+    curve = [
+        {"t": point.t, "temperature": point.temperature, "data": name, **{m: asdict(v) for m, v in values.items()}}
+        for point in found.curve
+        for name, values in point.data.items()
+    ]
+    shown = {"t": best.t, "interval": list(best.interval), "temperature": best.temperature, "recipe": best.recipe}
+    return {"curve": curve, "best": shown, "sentence": found.sentence, "warnings": found.warnings}
+
+
+def _files(found: Findings) -> Mapping[str, bytes]:
+    """The report; where there is nothing to draw with, its figures."""
+    with tempfile.TemporaryDirectory(prefix="tween-sweep-") as name:
+        folder = Path(name)
+        try:
+            report.write(found, folder)
+        except TweenError as error:
+            found.warnings.append(str(error))
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
+
+
+def main() -> None:
+    os.nice(19)
+    with Connection(int(sys.argv[1])) as pipe:
+        try:
+            work(pipe)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            sys.exit(1)  # the server is gone, or wants no answer any more
+
+
+if __name__ == "__main__":
+    # By its full name, because what is pickled here is read where this module is not the main one.
+    from app.search.sweep_process import main as full_name
+
+    full_name()

@@ -1,0 +1,108 @@
+"""Passes that nobody waits for at a keyboard: a sweep's, say. They take what callers leave.
+
+An errand's rows are run in pieces of a few milliseconds, one piece at a time whatever the number of units, and a piece
+begins only while a unit is idle and no caller's row waits. So a caller meets at most one piece in the way, and none
+where there are several units. Under load that never pauses an errand still gets on: a piece waits for at most
+PATIENCE times as long as the last one took, and then stands in line like everybody else.
+
+Rows are mixed from the members wherever the model allows: nothing is built, and no blend that callers use has to go.
+Pieces depend on the rows alone, so that an errand that is run again gives the same logits, bit by bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+
+from app.errors import OutOfReach
+from app.models.bank import Bank
+from app.models.classifier import Mix
+from app.models.tokens import Row, Text, TextEncoder
+from app.serving.batcher import SHARE_TOKENS, Batcher
+from app.serving.blends import Blends
+from app.serving.compute import Compute, Vector
+from app.weights.recipe import Recipe
+
+PIECE_TOKENS = SHARE_TOKENS
+"""Fewer are slower for each, and more would stand longer in a caller's way."""
+PATIENCE = 10
+LOOK_SECONDS = 0.002
+TEXTS = 32
+"""Texts tokenized at a time: callers' long texts go through the same thread."""
+
+
+class Errands:
+    """Logits for whoever has time."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        blends: Blends,
+        compute: Compute,
+        batcher: Batcher,
+        encoder: TextEncoder,
+        tokenizing: Executor,
+    ) -> None:
+        self._bank = bank
+        self._blends = blends
+        self._compute = compute
+        self._batcher = batcher
+        self._encoder = encoder
+        self._tokenizing = tokenizing
+        self._one_at_a_time = asyncio.Lock()
+        self._seconds = 0.0
+        self.pieces = 0
+
+    async def logits(self, texts: Sequence[Text], recipe: Recipe) -> bytes:
+        """Logits (N, C) in the order of the texts, as the bytes of float32. Raises `OutOfReach` without members."""
+        if not self._bank.has_members:
+            raise OutOfReach("this pod holds no members to mix blends from; ask a pod that does")
+        rows = await self._tokenized(texts)
+        async with self._weights(recipe) as operand:
+            return b"".join([await self._run(piece, operand) for piece in pieces(rows)])
+
+    async def _tokenized(self, texts: Sequence[Text]) -> list[Row]:
+        loop = asyncio.get_running_loop()
+        rows: list[Row] = []
+        for start in range(0, len(texts), TEXTS):
+            part = list(texts[start : start + TEXTS])
+            rows += await loop.run_in_executor(self._tokenizing, self._encoder.encode, part)
+        return rows
+
+    @asynccontextmanager
+    async def _weights(self, recipe: Recipe) -> AsyncIterator[Vector | Mix]:
+        if self._compute.mixes:
+            yield Mix(self._bank.arena.shares_of(recipe.weights))
+        else:
+            async with self._blends.lease(recipe) as weights:
+                yield weights.operand
+
+    async def _run(self, rows: Sequence[Row], operand: Vector | Mix) -> bytes:
+        """Logits of one piece, when its turn has come."""
+        async with self._one_at_a_time:
+            await self._lull()
+            async with self._compute.unit() as unit:
+                logits, self._seconds = await unit.forward(rows, [operand] * len(rows))
+        self.pieces += 1
+        return b"".join(logits)
+
+    async def _lull(self) -> None:
+        """Until a unit is idle and no caller waits, or patience ends."""
+        deadline = time.monotonic() + PATIENCE * self._seconds
+        while (self._batcher.waiting_rows or not self._compute.idle) and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def pieces(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Neighbours that have at most PIECE_TOKENS together; a longer row is a piece of its own."""
+    start = tokens = 0
+    for index, row in enumerate(rows):
+        if index > start and tokens + len(row) > PIECE_TOKENS:
+            yield rows[start:index]
+            start, tokens = index, 0
+        tokens += len(row)
+    if rows:
+        yield rows[start:]
