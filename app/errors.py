@@ -47,6 +47,22 @@ class AliasConflict(TweenError):
     """An alias is not in the state that the caller believes: at another version, or with nothing to go back to."""
 
 
+class UnknownExperiment(TweenError):
+    """A recipe or a call names an experiment, or an arm of one, that does not exist."""
+
+
+class BadExperiment(TweenError):
+    """An experiment that cannot be, such as one whose arms cannot be made."""
+
+
+class ExperimentConflict(TweenError):
+    """An experiment is not in the state that a change starts from, or not at the version that the caller believes."""
+
+
+class BadUnit(TweenError):
+    """What can be nobody's name: empty, too long or no Unicode."""
+
+
 class RedisAway(TweenError):
     """What every pod must learn at once cannot be told now, because Redis does not answer or refuses to write."""
 
