@@ -31,10 +31,10 @@ from app.api import (
     spectrum,
     sweep_routes,
 )
-from app.cache.alias_store import AliasStore
 from app.cache.cards import Cards
 from app.cache.chunks import Chunks
 from app.cache.client import AnyRedis, Client, Unavailable, connect
+from app.cache.document_store import DocumentStore
 from app.cache.memory import MemoryTier
 from app.cache.policy import Policy
 from app.cache.predictions import Predictions
@@ -152,7 +152,7 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
     meanwhile(batcher.run(), resources)
     predictions = remembered(settings, bank, redis, resources) if settings.prediction_cache else None
     default = cookbook.read(settings.default_recipe)
-    aliases = Aliases(cookbook, blends, AliasStore(redis, settings.redis_namespace) if redis else None)
+    aliases = Aliases(cookbook, blends, DocumentStore(redis, settings.redis_namespace, "aliases") if redis else None)
     resources.push_async_callback(aliases.close)
     await aliases.start()
 

@@ -11,22 +11,22 @@ from redis import Redis
 from redis.asyncio import RedisCluster
 from servers import cluster
 
-from app.cache.alias_store import AliasStore
 from app.cache.client import connect
+from app.cache.document_store import DocumentStore
 from app.cache.redis_url import RedisUrl
 from app.errors import RedisAway
 
 
-def run(url: str, scenario: Callable[[AliasStore], Awaitable[None]]) -> None:
+def run(url: str, scenario: Callable[[DocumentStore], Awaitable[None]]) -> None:
     async def main() -> None:
         client = connect(RedisUrl.parse(url)).redis
-        await asyncio.wait_for(scenario(AliasStore(client, "test")), 30)
+        await asyncio.wait_for(scenario(DocumentStore(client, "test", "aliases")), 30)
         await client.aclose()
 
     asyncio.run(main())
 
 
-async def swaps_and_tells(store: AliasStore) -> None:
+async def swaps_and_tells(store: DocumentStore) -> None:
     """What a store does, from nothing to nothing."""
     changes, asked = asyncio.Event(), asyncio.Queue[tuple[str, str]]()
     listening = asyncio.create_task(store.listen(changes.set, lambda ticket, text: asked.put_nowait((ticket, text))))
@@ -66,14 +66,14 @@ def test_documents_are_swapped_and_pods_are_told(redis: Redis, redis_url: str) -
 def test_on_a_cluster_too(tmp_path: Path) -> None:
     async def main(port: int) -> None:
         async with RedisCluster(host="127.0.0.1", port=port) as client:
-            await asyncio.wait_for(swaps_and_tells(AliasStore(client, "test")), 30)
+            await asyncio.wait_for(swaps_and_tells(DocumentStore(client, "test", "aliases")), 30)
 
     with cluster(tmp_path) as nodes:
         asyncio.run(main(nodes[0].port))
 
 
 def test_of_many_who_swap_at_once_one_wins(redis: Redis, redis_url: str) -> None:
-    async def scenario(store: AliasStore) -> None:
+    async def scenario(store: DocumentStore) -> None:
         swapped = await asyncio.gather(*(store.swap("prod", None, str(i).encode()) for i in range(12)))
         assert sum(swapped) == 1
         assert (await store.read()).documents == {"prod": str(swapped.index(True)).encode()}
@@ -81,8 +81,20 @@ def test_of_many_who_swap_at_once_one_wins(redis: Redis, redis_url: str) -> None
     run(redis_url, scenario)
 
 
+def test_a_lease_is_one_pods_until_it_expires(redis: Redis, redis_url: str) -> None:
+    async def scenario(store: DocumentStore) -> None:
+        assert await store.lease("prod", "pod a", 60) and await store.lease("prod", "pod a", 60)
+        assert not await store.lease("prod", "pod b", 60) and await store.lease("canary", "pod b", 60)
+        assert await store.lease("prod", "pod a", 0.01)
+        while not await store.lease("prod", "pod b", 60):
+            await asyncio.sleep(0.01)
+        assert not await store.lease("prod", "pod a", 60)
+
+    run(redis_url, scenario)
+
+
 def test_an_outage_is_one_sentence(tmp_path: Path) -> None:
-    async def scenario(store: AliasStore) -> None:
+    async def scenario(store: DocumentStore) -> None:
         calls: list[Callable[[], Awaitable[object]]] = [
             store.mark,
             store.read,
@@ -90,6 +102,7 @@ def test_an_outage_is_one_sentence(tmp_path: Path) -> None:
             lambda: store.ask("t", "base"),
             lambda: store.answer("t", "pod", True),
             lambda: store.answers("t"),
+            lambda: store.lease("prod", "pod", 1),
             lambda: store.listen(lambda: None, lambda ticket, text: None),
         ]
         for call in calls:
@@ -102,7 +115,7 @@ def test_an_outage_is_one_sentence(tmp_path: Path) -> None:
 def test_a_key_of_another_type_is_an_outage_and_not_an_error(redis: Redis, redis_url: str) -> None:
     redis.set("test:aliases", "a string")
 
-    async def scenario(store: AliasStore) -> None:
+    async def scenario(store: DocumentStore) -> None:
         with pytest.raises(RedisAway, match="ResponseError"):
             await store.mark()
 
