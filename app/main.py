@@ -23,6 +23,7 @@ from app import __version__
 from app.api import (
     alias_routes,
     direct,
+    experiment_routes,
     metrics,
     middleware,
     native,
@@ -44,6 +45,8 @@ from app.cache.shared import RedisTier, Shape
 from app.cache.sweep_store import SweepStore
 from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSettings, TweenError
+from app.experiments.experiment_file import read_experiments
+from app.experiments.running import Experiments
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.card import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
@@ -95,6 +98,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
         try:
             engine = await build_engine(settings, spec, resources)
             app.state.sweeps = await start_sweeps(settings, engine, resources)
+            app.state.experiments = await start_experiments(settings, engine, resources)
             app.state.engine = engine
         except Exception as error:
             if not isinstance(error, TweenError | OSError):
@@ -111,6 +115,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(spectrum.router)
     app.include_router(alias_routes.router)
     app.include_router(sweep_routes.router)
+    app.include_router(experiment_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
@@ -201,6 +206,19 @@ async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitS
     resources.push_async_callback(sweeps.close)
     sweeps.start()
     return sweeps
+
+
+async def start_experiments(settings: Settings, engine: Engine, resources: AsyncExitStack) -> Experiments:
+    """The experiments, with what the file of them says."""
+    store = None
+    if engine.redis is not None:
+        store = DocumentStore(engine.redis.redis, settings.redis_namespace, "experiments")
+    experiments = Experiments(engine.cookbook, engine.aliases.warmth, store)
+    resources.push_async_callback(experiments.close)
+    await experiments.start()
+    if settings.experiments is not None:
+        await experiments.apply(read_experiments(settings.experiments), by=f"file {settings.experiments.name}")
+    return experiments
 
 
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:

@@ -23,6 +23,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     """The knobs. Sizes in MiB are multiples of 1,048,576 bytes."""
 
     bank: Path | None = Field(None, description="the bank file (TOML) that names base and variants")
+    experiments: Path | None = Field(None, description="a file of experiments (TOML), followed when a pod starts")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: str = Field("auto", description="where weights live: auto (a GPU if there is one), cpu, cuda, cuda:1")

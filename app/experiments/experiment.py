@@ -6,12 +6,25 @@ Redis. An experiment is never changed in place: every change is a new version of
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _seconds(moment: object) -> object:
+    """Seconds since 1970 of what says a moment as ISO 8601 does, or TOML; UTC where it names no zone."""
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return moment
+
+
+Moment = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_seconds)]
 Status = Literal["draft", "running", "paused", "stopped"]
 
 DAY = 86_400.0
@@ -65,11 +78,13 @@ class Experiment(_Part):
     layer: Layer | None = Field(None, description="units that this experiment shares with no other of the layer")
     holdout: Share = Field(0.0, description="part of all units that no experiment ever touches")
     targeting: dict[str, list[str]] = Field(
-        default_factory=dict, description="attributes of a request and the values that let it in"
+        default_factory=dict, max_length=32, description="attributes of a request and the values that let it in"
     )
-    overrides: dict[str, Name] = Field(default_factory=dict, description="units of testers, and the arm each gets")
-    start: float | None = Field(None, description="not before; seconds since 1970")
-    stop: float | None = Field(None, description="not after; seconds since 1970")
+    overrides: dict[str, Name] = Field(
+        default_factory=dict, max_length=1_000, description="units of testers, and the arm each gets"
+    )
+    start: Moment | None = Field(None, description="not before; seconds since 1970, or ISO 8601")
+    stop: Moment | None = Field(None, description="not after; seconds since 1970, or ISO 8601")
     planned_units: int | None = Field(
         None, gt=0, description="units of all arms together at the planned end; none: watched with an open end"
     )

@@ -1,0 +1,203 @@
+"""Experiments over HTTP: define, start, pause and stop them, on every pod; see who changed what, and who meets what."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.direct import json_only
+from app.api.native import REFUSALS
+from app.api.probes import engine_of
+from app.api.problems import Problem
+from app.errors import BadExperiment
+from app.experiments.experiment import Experiment, Status
+from app.experiments.record import Record
+from app.experiments.running import Change, Experiments
+
+CONFLICTS: dict[int | str, dict[str, Any]] = {
+    409: {"description": "the experiment is at another version, or cannot become that", "model": Problem},
+    503: {"description": "Redis does not answer, so pods cannot agree; or the bank is still loaded", "model": Problem},
+}
+
+router = APIRouter(
+    prefix="/v1/experiments",
+    tags=["experiments"],
+    dependencies=[Depends(json_only)],
+    responses={**REFUSALS, **CONFLICTS},
+)
+
+Actor = Annotated[str | None, Header(alias="X-Tween-Actor", max_length=200, description="who does it, for the audit")]
+IfVersion = Annotated[int | None, Query(ge=0, description="only if the experiment is at this version")]
+
+
+async def experiments_of(request: Request) -> Experiments:
+    """The experiments of this app; raises `Loading` until the bank is there."""
+    await engine_of(request)
+    experiments: Experiments = request.app.state.experiments
+    return experiments
+
+
+TheExperiments = Annotated[Experiments, Depends(experiments_of)]
+
+
+class StatusRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["running", "paused", "stopped"]
+    version: int | None = Field(None, ge=0, description="only if the experiment is at this version")
+
+
+class PhaseReply(BaseModel):
+    number: int
+    began: datetime | None = Field(description="null: it has not been running yet")
+    shares: dict[str, float]
+
+
+class ExperimentReply(BaseModel):
+    name: str
+    version: int
+    status: Status
+    phase: int
+    phases: list[PhaseReply]
+    definition: Experiment = Field(description="as it is now, every recipe in canonical text")
+    changed: datetime
+    by: str | None = Field(description="the `X-Tween-Actor` header of who changed it last")
+    served: bool = Field(description="units meet this version on the pod that answers")
+    shared: bool = Field(description="every pod on this Redis sees it; false: this process alone, as there is no Redis")
+
+
+class ChangeReply(ExperimentReply):
+    pods_asked: int = Field(description="pods that were asked to have the arms' blends in memory before it")
+    pods_warm: int = Field(description="pods that had all of them by then; others warm up before they follow")
+
+
+class ExperimentList(BaseModel):
+    experiments: list[ExperimentReply]
+
+
+class EntryReply(BaseModel):
+    version: int
+    at: datetime
+    by: str | None
+    action: str = Field(examples=["started"])
+    changes: dict[str, tuple[Any, Any]] = Field(
+        description="by field: before and after", examples=[{"coverage": [0.1, 0.5]}]
+    )
+
+
+class AuditReply(BaseModel):
+    name: str
+    audit: list[EntryReply] = Field(description="newest first; the last 200 are kept")
+
+
+class AssignmentReply(BaseModel):
+    experiment: str
+    unit: str | None
+    arm: str
+    recipe: str
+    phase: int
+    propensity: float = Field(description="the probability with which the lot gives this arm; 1: none was drawn")
+    reason: str = Field(description="why; only `assigned` counts as an exposure")
+
+
+@router.get("")
+async def list_experiments(experiments: TheExperiments) -> ExperimentList:
+    """Every experiment."""
+    return ExperimentList(experiments=[_reply(experiments, record) for record in experiments.all()])
+
+
+@router.get("/{name}")
+async def get_experiment(experiments: TheExperiments, name: str) -> ExperimentReply:
+    """What an experiment is now."""
+    return _reply(experiments, experiments.get(name))
+
+
+@router.put("/{name}", responses={201: {"description": "made now", "model": ChangeReply}})
+async def put_experiment(
+    experiments: TheExperiments,
+    name: str,
+    body: Experiment,
+    response: Response,
+    version: IfVersion = None,
+    by: Actor = None,
+) -> ChangeReply:
+    """Make an experiment or give it another definition, on every pod. A body without `status` leaves that as it is."""
+    change = await experiments.define(name, body, version, by)
+    response.status_code = 201 if change.made else 200
+    return _changed(experiments, change)
+
+
+@router.post("/{name}/status")
+async def set_status(experiments: TheExperiments, name: str, body: StatusRequest, by: Actor = None) -> ChangeReply:
+    """Start, pause or stop it, on every pod. Before it starts, all have the arms' blends in memory."""
+    return _changed(experiments, await experiments.set_status(name, body.status, body.version, by))
+
+
+@router.get("/{name}/audit")
+async def get_audit(experiments: TheExperiments, name: str) -> AuditReply:
+    """Who changed what, and when."""
+    entries = [
+        EntryReply(version=e.version, at=_time(e.at), by=e.by, action=e.action, changes=e.changes)
+        for e in reversed(experiments.get(name).audit)
+    ]
+    return AuditReply(name=name, audit=entries)
+
+
+@router.get("/{name}/assignment")
+async def get_assignment(
+    experiments: TheExperiments,
+    name: str,
+    unit: Annotated[str | None, Query(description="the customer or conversation")] = None,
+    attribute: Annotated[list[str] | None, Query(description="NAME=VALUE; may be repeated")] = None,
+) -> AssignmentReply:
+    """Which arm a unit meets now, and why. Nothing is counted."""
+    meeting = experiments.meet(name, unit, _attributes(attribute or []))
+    found = meeting.assignment
+    return AssignmentReply(
+        experiment=name,
+        unit=unit,
+        arm=found.arm,
+        recipe=meeting.recipe.text,
+        phase=found.phase,
+        propensity=found.propensity,
+        reason=found.reason,
+    )
+
+
+def _attributes(given: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    if not all(equals for _, equals, _ in pairs):
+        raise BadExperiment("an attribute is written NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _reply(experiments: Experiments, record: Record) -> ExperimentReply:
+    phases = [
+        PhaseReply(number=p.number, began=None if p.began is None else _time(p.began), shares=p.shares)
+        for p in record.phases
+    ]
+    last = record.audit[-1]
+    return ExperimentReply(
+        name=record.name,
+        version=record.version,
+        status=record.status,
+        phase=record.phase,
+        phases=phases,
+        definition=record.experiment,
+        changed=_time(last.at),
+        by=last.by,
+        served=experiments.is_served(record),
+        shared=experiments.shared,
+    )
+
+
+def _changed(experiments: Experiments, change: Change) -> ChangeReply:
+    reply = _reply(experiments, change.record)
+    return ChangeReply(**reply.model_dump(), pods_asked=change.asked, pods_warm=change.warm)

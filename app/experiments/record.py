@@ -1,0 +1,170 @@
+"""What is kept of an experiment: its definition now, its phases, and who changed what and when.
+
+    draft -> running <-> paused, and from either to stopped, which is the end
+
+A record is never changed in place: every change gives the next version of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import ExperimentConflict
+from app.experiments.experiment import Experiment, Status
+
+ENTRIES = 200
+"""Entries of the audit trail that are kept, and phases."""
+NEXT: dict[Status, tuple[Status, ...]] = {
+    "draft": ("running",),
+    "running": ("paused", "stopped"),
+    "paused": ("running", "stopped"),
+    "stopped": (),
+}
+DID: dict[Status, str] = {"draft": "drafted", "running": "started", "paused": "paused", "stopped": "stopped"}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Part):
+    """One change: what was done, and each field that it changed, before and after."""
+
+    version: int
+    at: float = Field(description="seconds since 1970")
+    by: str | None = Field(description="the `X-Tween-Actor` header of who did it")
+    action: str
+    changes: dict[str, tuple[Any, Any]] = Field(default_factory=dict, description="by field: before, after")
+
+
+class Phase(_Part):
+    """The time from `began` on, during which who meets what did not change."""
+
+    number: int
+    began: float | None = Field(description="seconds since 1970; null: not running yet")
+    shares: dict[str, float] = Field(description="by arm that is shown")
+
+
+class Record(_Part):
+    """An experiment of this name at this version; at version 0 there has never been one."""
+
+    name: str
+    version: int = 0
+    definition: Experiment | None = None
+    phases: tuple[Phase, ...] = ()
+    audit: tuple[Entry, ...] = ()
+    file: str | None = Field(default=None, description="what a file last said of it, as a digest")
+
+    @property
+    def experiment(self) -> Experiment:
+        assert self.definition is not None, "there is no experiment at version 0"
+        return self.definition
+
+    @property
+    def status(self) -> Status:
+        return self.experiment.status
+
+    @property
+    def phase(self) -> int:
+        return self.phases[-1].number
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether units may have met it."""
+        return bool(self.phases) and self.phases[-1].began is not None
+
+    def defined(self, new: Experiment, by: str | None, action: str = "changed") -> Record:
+        """The record with this definition; itself, if that is the one it has.
+
+        A definition that does not name a status leaves it as it is. Raises `ExperimentConflict` where the status
+        cannot become the one it names, and where the experiment has stopped.
+        """
+        before = self.definition
+        if "status" not in new.model_fields_set:
+            new = new.model_copy(update={"status": before.status if before else "draft"})
+        if new == before:
+            return self
+        if before is None:
+            if new.status not in ("draft", "running"):
+                raise ExperimentConflict(f"there is no experiment {self.name!r} that could be {new.status}")
+            return self._with(new, by, "started" if new.status == "running" else "drafted")
+        if before.status == "stopped":
+            raise ExperimentConflict(
+                f"experiment {self.name!r} has stopped, and what it was stays as it is; give the new one another name"
+            )
+        self._check_step(new.status)
+        return self._with(new, by, action if new.status == before.status else DID[new.status])
+
+    def filed(self, new: Experiment, file: str, by: str | None) -> Record:
+        """The record with the definition of a file; itself, if that file has said the same before, whatever was
+        changed since. Raises as `defined` does."""
+        if self.file == file:
+            return self
+        after = self.defined(new, by)
+        if after is self:
+            after = self._with(self.experiment, by, "confirmed")
+        return after.model_copy(update={"file": file})
+
+    def at(self, status: Status, by: str | None) -> Record:
+        """The record with this status; itself, if it has that. Raises as `defined` does."""
+        if self.status == status:
+            return self
+        self._check_step(status)
+        return self._with(self.experiment.model_copy(update={"status": status}), by, DID[status])
+
+    def _check_step(self, status: Status) -> None:
+        now = self.status
+        if status != now and status not in NEXT[now]:
+            possible = " or ".join(NEXT[now]) or "no more: this is its end"
+            raise ExperimentConflict(f"experiment {self.name!r} is {now} and cannot become {status}; only {possible}")
+
+    def _with(self, new: Experiment, by: str | None, action: str, now: float | None = None) -> Record:
+        now = time.time() if now is None else now
+        entry = Entry(version=self.version + 1, at=now, by=by, action=action, changes=_changes(self.definition, new))
+        return self.model_copy(
+            update={
+                "version": entry.version,
+                "definition": new,
+                "phases": self._phases(new, now)[-ENTRIES:],
+                "audit": (*self.audit, entry)[-ENTRIES:],
+            }
+        )
+
+    def _phases(self, new: Experiment, now: float) -> tuple[Phase, ...]:
+        shares = {arm.name: arm.share for arm in new.shown}
+        begins = now if new.status == "running" else None
+        if not self.has_begun:
+            return (*self.phases[:-1], Phase(number=self.phase if self.phases else 1, began=begins, shares=shares))
+        if who_meets_what(new) == who_meets_what(self.experiment):
+            return self.phases
+        return (*self.phases, Phase(number=self.phase + 1, began=now, shares=shares))
+
+    def encoded(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def decoded(cls, name: str, raw: bytes) -> Record | None:
+        """The record that `encoded` wrote; None if that cannot be. Fields that a newer version of the service has
+        written are left out, so that pods of both can run side by side."""
+        try:
+            record = cls.model_validate_json(raw, extra="ignore")
+        except ValidationError:
+            return None
+        return record if record.name == name and record.definition and record.phases else None
+
+
+def who_meets_what(experiment: Experiment) -> object:
+    """What begins a new phase where it changes: other figures would be mixed with those that were counted."""
+    return experiment.salt, [(arm.name, arm.recipe, arm.share) for arm in experiment.shown]
+
+
+def _changes(before: Experiment | None, after: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, as JSON has them."""
+    if before is None:
+        return {}
+    old, new = (json.loads(experiment.model_dump_json()) for experiment in (before, after))
+    return {field: (old[field], new[field]) for field in new if old[field] != new[field]}

@@ -1,0 +1,292 @@
+"""The experiments of a service, as this pod knows them: who meets what now, and how that is changed.
+
+Records are documents that all pods follow (`serving/following.py`), as aliases are: replaced in one step in Redis if
+they are still what a change started from, seen by every pod at once or within a second, and remembered by pods while
+Redis is away. Whoever starts an experiment first has every pod that listens bring the arms' blends into memory; a pod
+lets traffic meet an arm only when it has its blend (or has tried for `WARM_SECONDS`), and keeps the arms of what is
+running or paused there. So no arm is slower than another because its blend was cold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from app.cache.document_store import DocumentStore
+from app.errors import BadExperiment, ExperimentConflict, RedisAway, TweenError, UnknownExperiment
+from app.experiments.assignment import Assignment, assign
+from app.experiments.experiment import Arm, Experiment, Status
+from app.experiments.experiment_file import check_name, digest
+from app.experiments.record import Record
+from app.serving.following import Following
+from app.serving.warmth import Kept, Warmth
+from app.weights.recipe import Cookbook, Recipe, names_alias
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 10
+"""How often a change without a version is tried while others change the same experiment."""
+MAX_EXPERIMENTS = 500
+CLOCK_SECONDS = 1.0
+"""How often it is looked whether an experiment's time is over."""
+KEPT_WARM: tuple[Status, ...] = ("running", "paused")
+OWN = "rollout."
+"""What names begin with that the service itself makes."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A record after a change, whether that made it, how many pods were asked to have the arms' blends in memory first,
+    and how many had all of them."""
+
+    record: Record
+    made: bool
+    asked: int
+    warm: int
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """What one text of a unit is to be answered with, and which arms are computed beside it and not shown."""
+
+    unit: str | None
+    assignment: Assignment
+    recipe: Recipe
+    shadows: Mapping[str, Recipe]
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What traffic meets: a record, and the recipe of each arm."""
+
+    record: Record
+    recipes: dict[str, Recipe]
+    shadows: dict[str, Recipe]
+    kept: list[Kept]
+
+
+class Experiments:
+    """The experiments of a service."""
+
+    def __init__(self, cookbook: Cookbook, warmth: Warmth, store: DocumentStore | None) -> None:
+        self._cookbook = cookbook
+        self._warmth = warmth
+        self._following = Following("experiments", store, Record.decoded, self._follow)
+        self._served: dict[str, _Served] = {}
+
+    @property
+    def shared(self) -> bool:
+        """Whether other pods see them."""
+        return self._following.shared
+
+    async def start(self) -> None:
+        """Learn what experiments there are and warm up for them; from then on, follow them."""
+        await self._following.start()
+        self._following.spawn(self._mind_the_clock())
+
+    async def close(self) -> None:
+        await self._following.close()
+
+    # -- what is asked of them -------------------------------------------------------------------------
+
+    def all(self) -> list[Record]:
+        """All experiments, by name."""
+        return [record for _, record in sorted(self._following.known.items())]
+
+    def get(self, name: str) -> Record:
+        """One experiment; raises `UnknownExperiment`."""
+        record = self._following.known.get(name)
+        if record is None:
+            raise self._unknown(name)
+        return record
+
+    def is_served(self, record: Record) -> bool:
+        """Whether traffic on this pod meets this very version; not where its bank cannot make an arm."""
+        served = self._served.get(record.name)
+        return served is not None and served.record == record
+
+    def meet(self, name: str, unit: str | None, attributes: Mapping[str, str]) -> Meeting:
+        """The arm that a unit meets here and now; raises `UnknownExperiment` and `BadUnit`."""
+        served = self._served.get(name)
+        if served is None:
+            raise self._unserved(name)
+        found = assign(name, served.record.experiment, served.record.phase, unit, attributes)
+        return Meeting(unit, found, served.recipes[found.arm], served.shadows if found.counts else {})
+
+    # -- changes ---------------------------------------------------------------------------------------
+
+    async def define(
+        self, name: str, definition: Experiment, version: int | None = None, by: str | None = None
+    ) -> Change:
+        """Make an experiment, or give it another definition, on every pod.
+
+        With a `version`, only if it is at that one (0: if it does not exist). Raises `BadExperiment` for an impossible
+        name, what the cookbook raises for the arms, `ExperimentConflict` and `RedisAway`.
+        """
+        definition = self._canonical(name, definition)
+        return await self._change(name, version, lambda record: record.defined(definition, by))
+
+    async def set_status(self, name: str, status: Status, version: int | None = None, by: str | None = None) -> Change:
+        """Start, pause or stop an experiment on every pod; raises `UnknownExperiment`, and as `define` does."""
+
+        def changed(record: Record) -> Record:
+            if record.version == 0:
+                raise self._unknown(name)
+            return record.at(status, by)
+
+        return await self._change(name, version, changed)
+
+    async def apply(self, definitions: Mapping[str, Experiment], by: str) -> None:
+        """Do what a file says that it has not said before, as soon as Redis answers.
+
+        What cannot be done is logged and left: a pod must start beside an experiment that somebody has stopped.
+        Raises `BadExperiment` and what the cookbook raises for a file that is wrong in itself.
+        """
+        canonical = {name: self._canonical(name, definition) for name, definition in definitions.items()}
+
+        async def try_again() -> None:
+            while not await self._apply(canonical, by):
+                await asyncio.sleep(CLOCK_SECONDS)
+
+        if not await self._apply(canonical, by):
+            self._following.spawn(try_again())
+
+    async def _apply(self, definitions: Mapping[str, Experiment], by: str) -> bool:
+        for name, definition in definitions.items():
+            said = digest(definition)
+            try:
+                await self._change(name, None, lambda record: record.filed(definition, said, by))  # noqa: B023
+            except RedisAway as reason:
+                log.warning("experiments of %s wait: %s", by, reason)
+                return False
+            except ExperimentConflict as reason:
+                log.warning("%s is not followed: %s", by, reason)
+        return True
+
+    def _canonical(self, name: str, definition: Experiment) -> Experiment:
+        """The definition with every recipe in canonical text, once all of them can be made here."""
+        check_name(name)
+        if name.startswith(OWN):
+            raise BadExperiment(f"names that begin with {OWN!r} are those of rollouts; take another one")
+        arms = [arm.model_copy(update={"recipe": self._recipe(arm).text}) for arm in definition.arms]
+        return definition.model_copy(update={"arms": arms})
+
+    def _recipe(self, arm: Arm) -> Recipe:
+        if names_alias(arm.recipe):
+            raise BadExperiment(
+                f"arm {arm.name!r} is an alias, which can be moved while the experiment runs; write the recipe itself"
+            )
+        try:
+            return self._cookbook.read(arm.recipe)
+        except TweenError as reason:
+            raise type(reason)(f"arm {arm.name!r}: {reason}") from None
+
+    async def _change(self, name: str, version: int | None, change: Callable[[Record], Record]) -> Change:
+        for _ in range(ATTEMPTS):
+            document, before = await self._following.newest(name, Record(name=name))
+            _check_version(before, version)
+            after = change(before)
+            if after is before:
+                return Change(before, False, 0, 0)
+            self._check_room(after)
+            kept = self._keep(after) if after.status == "running" and not self._has_arms_of(after) else []
+            try:
+                asked, warm = await self._warm_everywhere(kept)
+                if await self._following.replace(document, before, after):
+                    await self._following.adopt(after)
+                    return Change(after, before.version == 0, asked, warm)
+            finally:
+                for one in kept:
+                    one.let_go()
+        raise ExperimentConflict(f"experiment {name!r} is changed by others again and again; try later")
+
+    def _check_room(self, record: Record) -> None:
+        others = [other for other in self.all() if other.name != record.name]
+        if record.version == 1 and len(others) >= MAX_EXPERIMENTS:
+            raise ExperimentConflict(f"there are {MAX_EXPERIMENTS} experiments already")
+        mine = record.experiment.layer
+        for other in others:
+            theirs = other.experiment.layer
+            if mine is None or theirs is None or mine.name != theirs.name or "stopped" in (other.status, record.status):
+                continue
+            if mine.low < theirs.high and theirs.low < mine.high:
+                raise ExperimentConflict(
+                    f"experiment {other.name!r} holds {theirs.low:g} to {theirs.high:g} of layer {mine.name!r}, which "
+                    f"{mine.low:g} to {mine.high:g} would share"
+                )
+
+    def _has_arms_of(self, record: Record) -> bool:
+        """Whether the arms of a record are in memory here, and so on every pod."""
+        served = self._served.get(record.name)
+        if served is None or served.record.status not in KEPT_WARM:
+            return False
+        return {arm.recipe for arm in record.experiment.arms} <= {arm.recipe for arm in served.record.experiment.arms}
+
+    async def _warm_everywhere(self, kept: list[Kept]) -> tuple[int, int]:
+        if not kept:
+            return 0, 0
+        pods = await asyncio.gather(*(self._warmth.everywhere(one) for one in kept))
+        return max(asked for asked, _ in pods), min(warm for _, warm in pods)
+
+    # -- following what all pods agreed on -------------------------------------------------------------
+
+    async def _follow(self, record: Record) -> None:
+        """Let traffic meet what a record says, once the arms' blends are in memory."""
+        try:
+            recipes = {arm.name: self._cookbook.read(arm.recipe) for arm in record.experiment.arms}
+        except TweenError as reason:
+            log.error("experiment %r is not followed: %s", record.name, reason)
+            return
+        kept = self._keep(record) if record.status in KEPT_WARM else []
+        await asyncio.gather(*(one.warm_up() for one in kept))
+        if self._following.is_overtaken(record):
+            going = kept
+        else:
+            shadows = {arm.name: recipes[arm.name] for arm in record.experiment.arms if arm.shadow}
+            before = self._served.get(record.name)
+            self._served[record.name] = _Served(record, recipes, shadows, kept)
+            going = before.kept if before else []
+            log.info("experiment %s: version %d, %s", record.name, record.version, record.status)
+        for one in going:
+            one.let_go()
+
+    def _keep(self, record: Record) -> list[Kept]:
+        recipes = {self._cookbook.read(arm.recipe) for arm in record.experiment.arms}
+        return [self._warmth.keep(recipe) for recipe in recipes]
+
+    async def _mind_the_clock(self) -> None:
+        """Stop what has come to its stop time. Units meet control from that moment on, by every pod's own clock; this
+        is for the record."""
+        while True:
+            await asyncio.sleep(CLOCK_SECONDS)
+            for record in self.all():
+                stop = record.experiment.stop
+                if record.status in KEPT_WARM and stop is not None and time.time() >= stop:
+                    try:
+                        await self.set_status(record.name, "stopped", record.version, "its stop time")
+                    except TweenError as reason:  # another pod was faster, or Redis is away
+                        log.debug("experiment %s: %s", record.name, reason)
+                    except Exception:
+                        log.exception("experiment %s cannot be stopped", record.name)  # and is tried again
+
+    def _unknown(self, name: str) -> UnknownExperiment:
+        there = ", ".join(record.name for record in self.all()[:20]) or "none yet"
+        return UnknownExperiment(f"no experiment {name[:64]!r}; experiments: {there}")
+
+    def _unserved(self, name: str) -> UnknownExperiment:
+        if name not in self._following.known:
+            return self._unknown(name)
+        return UnknownExperiment(f"experiment {name!r} has an arm that the bank of this pod cannot make")
+
+
+def _check_version(record: Record, version: int | None) -> None:
+    if version is None or version == record.version:
+        return
+    if record.version == 0:
+        raise ExperimentConflict(f"experiment {record.name!r} does not exist, so it is not at version {version}")
+    raise ExperimentConflict(
+        f"experiment {record.name!r} is at version {record.version}, not {version}; look at it and decide again"
+    )

@@ -1,0 +1,108 @@
+"""What is kept of an experiment: versions, states, phases and the trail of changes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any, get_args
+
+import pytest
+
+from app.errors import ExperimentConflict
+from app.experiments.experiment import Experiment, Status
+from app.experiments.record import ENTRIES, NEXT, Record
+
+
+def definition(share: float = 0.5, **more: Any) -> Experiment:
+    arms = [
+        {"name": "mild", "recipe": "base", "share": 1 - share},
+        {"name": "firm", "recipe": "angry@0.4", "share": share},
+    ]
+    return Experiment.model_validate({"arms": arms, "control": "mild", **more})
+
+
+def drafted(**more: Any) -> Record:
+    return Record(name="tone").defined(definition(**more), "ada")
+
+
+def test_every_change_is_a_version_with_who_and_what() -> None:
+    record = drafted(coverage=0.1).at("running", "bob").defined(definition(coverage=0.5), None)
+    assert [(e.version, e.by, e.action, e.changes) for e in record.audit] == [
+        (1, "ada", "drafted", {}),
+        (2, "bob", "started", {"status": ("draft", "running")}),
+        (3, None, "changed", {"coverage": (0.1, 0.5)}),
+    ]
+    assert record.version == 3 and record.status == "running"
+    assert record.audit[0].at <= record.audit[1].at <= record.audit[2].at
+
+
+def test_what_changes_nothing_is_no_version() -> None:
+    record = drafted().at("running", None)
+    assert record.at("running", "x") is record
+    assert record.defined(definition(), "x") is record
+    assert record.defined(definition(status="running"), "x") is record
+
+
+@pytest.mark.parametrize(("now", "then"), list(itertools.product(get_args(Status), repeat=2)))
+def test_states_go_only_where_they_may(now: Status, then: Status) -> None:
+    ways: dict[Status, tuple[Status, ...]] = {
+        "draft": (),
+        "running": ("running",),
+        "paused": ("running", "paused"),
+        "stopped": ("running", "stopped"),
+    }
+    record = drafted()
+    for step in ways[now]:
+        record = record.at(step, None)
+    assert record.status == now
+    if then == now or then in NEXT[now]:
+        assert record.at(then, None).status == then
+    else:
+        with pytest.raises(ExperimentConflict, match=f"is {now} and cannot become {then}; only"):
+            record.at(then, None)
+
+
+def test_what_has_stopped_stays_as_it_was() -> None:
+    record = drafted().at("running", None).at("stopped", None)
+    with pytest.raises(ExperimentConflict, match="has stopped.*another name"):
+        record.defined(definition(0.2), None)
+    with pytest.raises(ExperimentConflict, match="no experiment 'tone' that could be paused"):
+        Record(name="tone").defined(definition(status="paused"), None)
+
+
+def test_a_change_of_who_meets_what_begins_a_phase_and_no_other_change_does() -> None:
+    record = drafted(share=0.3)
+    record = record.defined(definition(0.4), None)
+    assert [(p.number, p.began, p.shares) for p in record.phases] == [(1, None, {"mild": 0.6, "firm": 0.4})]
+    record = record.at("running", None)
+    assert record.phase == 1 and record.phases[0].began is not None
+    for same in ({"coverage": 0.5}, {"holdout": 0.1}, {"overrides": {"a": "firm"}}, {"stop": 1e12}, {}):
+        record = record.defined(definition(0.4, **same), None)
+        assert record.phase == 1
+    for number, other in ((2, definition(0.5)), (3, definition(0.5, salt="new"))):
+        record = record.defined(other, None)
+        assert [phase.number for phase in record.phases] == list(range(1, number + 1))
+    assert record.phases[-1].shares == {"mild": 0.5, "firm": 0.5}
+    shadow = {"name": "ghost", "recipe": "polite@1", "share": 0, "shadow": True}
+    arms = [*(arm.model_dump() for arm in definition(0.5).arms), shadow]
+    with_shadow = record.defined(Experiment(arms=arms, control="mild", salt="new"), None)
+    assert with_shadow.phase == 3 and with_shadow.version == record.version + 1
+
+
+def test_a_record_is_what_it_was_after_a_journey() -> None:
+    record = drafted(targeting={"plan": ["free"]}, metrics=[{"name": "solved"}]).at("running", "bob")
+    raw = record.encoded()
+    assert Record.decoded("tone", raw) == record
+    newer = {**json.loads(raw), "later": 1}
+    newer["definition"]["later"] = 2
+    assert Record.decoded("tone", json.dumps(newer).encode()) == record
+    for wrong in (b"", b"{", b"[]", b'{"name": "tone"}', record.encoded()[:-9]):
+        assert Record.decoded("tone", wrong) is None
+    assert Record.decoded("length", raw) is None
+
+
+def test_the_trail_is_bounded() -> None:
+    record = drafted()
+    for i in range(ENTRIES + 5):
+        record = record.defined(definition(coverage=i / 1000), None)
+    assert len(record.audit) == ENTRIES and record.audit[-1].version == record.version == ENTRIES + 6
