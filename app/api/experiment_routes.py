@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
+from app.api.meetings import TheExperiments
 from app.api.native import REFUSALS
-from app.api.probes import engine_of
 from app.api.problems import Problem
 from app.errors import BadExperiment
 from app.experiments.experiment import Experiment, Status
@@ -31,16 +31,6 @@ router = APIRouter(
 
 Actor = Annotated[str | None, Header(alias="X-Tween-Actor", max_length=200, description="who does it, for the audit")]
 IfVersion = Annotated[int | None, Query(ge=0, description="only if the experiment is at this version")]
-
-
-async def experiments_of(request: Request) -> Experiments:
-    """The experiments of this app; raises `Loading` until the bank is there."""
-    await engine_of(request)
-    experiments: Experiments = request.app.state.experiments
-    return experiments
-
-
-TheExperiments = Annotated[Experiments, Depends(experiments_of)]
 
 
 class StatusRequest(BaseModel):

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from app.api.direct import Handler, json_only, read_json, write_json
+from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answer, experiments_of, meet
 from app.api.probes import TheEngine, engine_of
 from app.api.problems import Problem
 from app.serving.blends import Cached
@@ -26,7 +27,7 @@ RecipeField = Annotated[
     str | dict[str, Any],
     Field(
         description='what to blend, as text (`finance@0.4`), object (`{"variant": "finance", "t": 0.4}`) or alias '
-        "(`@prod`)",
+        "(`@prod`); in `predict` also an experiment (`exp:tone`)",
         examples=["finance@0.4", "@prod", {"t": {"finance": 0.3, "reviews": 0.2}}],
     ),
 ]
@@ -67,6 +68,15 @@ class PredictRequest(Texts):
         None, description="what turns logits into scores; by default what the bank was trained for"
     )
     cache: bool = Field(True, description="false: run the texts anew, look up and remember nothing")
+    unit: str | list[str | None] | None = Field(
+        None,
+        description="whom an experiment treats alike: the customer or conversation; a list has one for every text. "
+        f"By default the header `{UNIT_HEADER}`; without any, an experiment answers with its control",
+        examples=["customer-1"],
+    )
+    attributes: dict[str, str] = Field(
+        default_factory=dict, max_length=32, description="what an experiment's targeting looks at"
+    )
 
 
 class PredictionReply(BaseModel):
@@ -95,6 +105,11 @@ class TimingsReply(BaseModel):
     total: float
 
 
+class ArmReply(BaseModel):
+    name: str = Field(description="the experiment")
+    arm: str = Field(description="the arm that answered")
+
+
 class PredictReply(BaseModel):
     predictions: list[PredictionReply]
     recipe: str | list[str] = Field(
@@ -107,6 +122,11 @@ class PredictReply(BaseModel):
     source: Literal["memory", "redis", "built", "mixed"] = Field(
         description="where the weights came from; `mixed`: from the members row by row, or from several sources. "
         "Where every prediction was remembered, no weights were needed, and it says where the predictions were"
+    )
+    experiment: ArmReply | list[ArmReply | None] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="where the recipe is an experiment (a list, if recipes or units came as one)",
     )
     timings: TimingsReply
 
@@ -208,18 +228,30 @@ PREDICT_EXAMPLES: dict[str, Any] = {
 
 @router.post("/predict", tags=["predict"])
 async def predict(
-    engine: TheEngine, body: Annotated[PredictRequest, Body(openapi_examples=PREDICT_EXAMPLES)]
+    engine: TheEngine,
+    experiments: TheExperiments,
+    body: Annotated[PredictRequest, Body(openapi_examples=PREDICT_EXAMPLES)],
+    unit: UnitHeader = None,
 ) -> PredictReply:
     """Classify texts with the weights that the recipe names."""
-    given = body.recipe
-    recipes = [_recipe(engine, one) for one in given] if isinstance(given, list) else _recipe(engine, given)
-    answer = await engine.predict(body.as_list(), recipes, body.function, body.cache)
-    return _reply(answer, engine.bank.labels, body.top_k, many=isinstance(given, list))
+    given, texts = body.recipe, body.as_list()
+    many, each = isinstance(given, list), given if isinstance(given, list) else [given]
+    met = meet(experiments, each, unit if body.unit is None else body.unit, body.attributes, len(texts))
+    if met is None:
+        recipes = [_recipe(engine, one) for one in each]
+        shown = await engine.predict(texts, recipes if many else recipes[0], body.function, body.cache)
+    else:
+        recipes = met.recipes(engine, each if many else each * len(texts))
+        shown = await answer(experiments, engine, texts, recipes, met, body.function, body.cache)
+        many = many or met.many
+    return _reply(shown, engine.bank.labels, body.top_k, many, met)
 
 
 async def predict_directly(request: Request) -> Response:
     """`predict` without the framework between."""
-    return write_json(await predict(await engine_of(request), await read_json(request, PredictRequest)))
+    engine, experiments = await engine_of(request), await experiments_of(request)
+    body = await read_json(request, PredictRequest)
+    return write_json(await predict(engine, experiments, body, request.headers.get(UNIT_HEADER)))
 
 
 DIRECT: dict[tuple[str, str], Handler] = {("POST", "/v1/predict"): predict_directly}
@@ -318,7 +350,7 @@ def _cached(blend: Cached) -> CachedReply:
     return CachedReply.model_validate(blend, from_attributes=True)
 
 
-def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool) -> PredictReply:
+def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool, met: Met | None) -> PredictReply:
     predictions = []
     for prediction in answer.predictions:
         ranked = sorted(zip(labels, prediction.scores, strict=True), key=lambda pair: -pair[1])
@@ -340,5 +372,15 @@ def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool) -> 
         recipe=recipes if many else recipes[0],
         key=answer.keys if many else answer.keys[0],
         source=answer.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
+        experiment=_arms(met, many) if met else None,
         timings=TimingsReply.model_validate(answer.timings, from_attributes=True),
     )
+
+
+def _arms(met: Met, many: bool) -> ArmReply | list[ArmReply | None] | None:
+    """The arms that answered."""
+    arms = [
+        ArmReply(name=meeting.assignment.experiment, arm=meeting.assignment.arm) if meeting else None
+        for meeting in met.meetings
+    ]
+    return arms if many else arms[0]

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 from app.cache.document_store import DocumentStore
@@ -20,6 +21,7 @@ from app.errors import BadExperiment, ExperimentConflict, RedisAway, TweenError,
 from app.experiments.assignment import Assignment, assign
 from app.experiments.experiment import Arm, Experiment, Status
 from app.experiments.experiment_file import check_name, digest
+from app.experiments.exposure import Exposure, Ledger
 from app.experiments.record import Record
 from app.serving.following import Following
 from app.serving.warmth import Kept, Warmth
@@ -27,6 +29,8 @@ from app.weights.recipe import Cookbook, Recipe, names_alias
 
 log = logging.getLogger(__name__)
 
+PREFIX = "exp:"
+"""What a recipe begins with that names an experiment."""
 ATTEMPTS = 10
 """How often a change without a version is tried while others change the same experiment."""
 MAX_EXPERIMENTS = 500
@@ -71,7 +75,11 @@ class _Served:
 class Experiments:
     """The experiments of a service."""
 
-    def __init__(self, cookbook: Cookbook, warmth: Warmth, store: DocumentStore | None) -> None:
+    def __init__(
+        self, cookbook: Cookbook, warmth: Warmth, store: DocumentStore | None, ledger: Ledger | None = None
+    ) -> None:
+        """Without a `ledger`, nobody takes note of who met what."""
+        self.ledger = ledger
         self._cookbook = cookbook
         self._warmth = warmth
         self._following = Following("experiments", store, Record.decoded, self._follow)
@@ -115,6 +123,36 @@ class Experiments:
             raise self._unserved(name)
         found = assign(name, served.record.experiment, served.record.phase, unit, attributes)
         return Meeting(unit, found, served.recipes[found.arm], served.shadows if found.counts else {})
+
+    def behind(self, recipe: object) -> str | None:
+        """The name of the experiment that a recipe as it was given stands for, if it stands for one."""
+        if isinstance(recipe, str) and recipe.lstrip().startswith(PREFIX):
+            return recipe.strip().removeprefix(PREFIX).strip()
+        return None
+
+    def tell(self, meeting: Meeting, agreed: dict[str, bool], covariate: float | None, latency_ms: float) -> None:
+        """Tell the ledger of a prediction that was served, if its unit was drawn by lot."""
+        found = meeting.assignment
+        if self.ledger is None or not found.counts or meeting.unit is None:
+            return
+        self.ledger.expose(
+            Exposure(
+                id=uuid.uuid4().hex,
+                experiment=found.experiment,
+                phase=found.phase,
+                arm=found.arm,
+                unit=meeting.unit,
+                at=time.time(),
+                propensity=found.propensity,
+                agreed=agreed,
+                covariate=covariate,
+                latency_ms=latency_ms,
+            )
+        )
+
+    def later(self, work: Coroutine[None, None, None]) -> None:
+        """Have something done that nobody waits for."""
+        self._following.spawn(work)
 
     # -- changes ---------------------------------------------------------------------------------------
 

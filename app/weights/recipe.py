@@ -170,7 +170,7 @@ class Cookbook:
 
     def _refuse_what_comes_later(self, text: str) -> None:
         if text.startswith("exp:"):
-            raise BadRecipe(f"{_shown(text)} names an experiment; this version runs none yet. {self._offer}")
+            raise BadRecipe(f"{_shown(text)} names an experiment, which only predict may ask for. {self._offer}")
         if re.search(r"@\s*auto\b", text):
             raise BadRecipe(f"{_shown(text)} asks for an automatic t; this version has none yet. {self._offer}")
 
