@@ -46,6 +46,7 @@ from app.cache.sweep_store import SweepStore
 from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSettings, TweenError
 from app.experiments.experiment_file import read_experiments
+from app.experiments.rollouts import Rollouts
 from app.experiments.running import Experiments
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.card import PublishedBank, read_card, write_card
@@ -98,7 +99,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
         try:
             engine = await build_engine(settings, spec, resources)
             app.state.sweeps = await start_sweeps(settings, engine, resources)
-            app.state.experiments = await start_experiments(settings, engine, resources)
+            app.state.experiments, app.state.rollouts = await start_experiments(settings, engine, resources)
             app.state.engine = engine
         except Exception as error:
             if not isinstance(error, TweenError | OSError):
@@ -208,8 +209,10 @@ async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitS
     return sweeps
 
 
-async def start_experiments(settings: Settings, engine: Engine, resources: AsyncExitStack) -> Experiments:
-    """The experiments, with what the file of them says."""
+async def start_experiments(
+    settings: Settings, engine: Engine, resources: AsyncExitStack
+) -> tuple[Experiments, Rollouts]:
+    """The experiments, with what the file of them says, and who promotes their arms."""
     store = None
     if engine.redis is not None:
         store = DocumentStore(engine.redis.redis, settings.redis_namespace, "experiments")
@@ -218,7 +221,9 @@ async def start_experiments(settings: Settings, engine: Engine, resources: Async
     await experiments.start()
     if settings.experiments is not None:
         await experiments.apply(read_experiments(settings.experiments), by=f"file {settings.experiments.name}")
-    return experiments
+    rollouts = Rollouts(experiments, engine.aliases, store)
+    meanwhile(rollouts.run(), resources)
+    return experiments, rollouts
 
 
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:

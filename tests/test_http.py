@@ -379,6 +379,7 @@ def test_every_route_is_in_the_specification_with_an_example(client: httpx.Clien
         "/v1/experiments/{name}",
         "/v1/experiments/{name}/assignment",
         "/v1/experiments/{name}/audit",
+        "/v1/experiments/{name}/promote",
         "/v1/experiments/{name}/status",
         "/livez",
         "/metrics",

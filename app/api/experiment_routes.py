@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
@@ -15,6 +15,8 @@ from app.api.problems import Problem
 from app.errors import BadExperiment
 from app.experiments.experiment import Experiment, Status
 from app.experiments.record import Record
+from app.experiments.rollout import Plan, Rollout
+from app.experiments.rollouts import Rollouts
 from app.experiments.running import Change, Experiments
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
@@ -31,6 +33,15 @@ router = APIRouter(
 
 Actor = Annotated[str | None, Header(alias="X-Tween-Actor", max_length=200, description="who does it, for the audit")]
 IfVersion = Annotated[int | None, Query(ge=0, description="only if the experiment is at this version")]
+
+
+async def rollouts_of(experiments: TheExperiments, request: Request) -> Rollouts:
+    """Who promotes arms."""
+    rollouts: Rollouts = request.app.state.rollouts
+    return rollouts
+
+
+TheRollouts = Annotated[Rollouts, Depends(rollouts_of)]
 
 
 class StatusRequest(BaseModel):
@@ -55,6 +66,9 @@ class ExperimentReply(BaseModel):
     definition: Experiment = Field(description="as it is now, every recipe in canonical text")
     changed: datetime
     by: str | None = Field(description="the `X-Tween-Actor` header of who changed it last")
+    rollout: Rollout | None = Field(
+        None, exclude_if=lambda value: value is None, description="of what the service makes to promote an arm"
+    )
     served: bool = Field(description="units meet this version on the pod that answers")
     shared: bool = Field(description="every pod on this Redis sees it; false: this process alone, as there is no Redis")
 
@@ -91,6 +105,20 @@ class AssignmentReply(BaseModel):
     phase: int
     propensity: float = Field(description="the probability with which the lot gives this arm; 1: none was drawn")
     reason: str = Field(description="why; only `assigned` counts as an exposure")
+
+
+class PromotionRequest(Plan):
+    """`steps` and `step_seconds` matter where it is `guarded`."""
+
+    arm: str = Field(examples=["firm"])
+    alias: str = Field(examples=["prod"])
+    guarded: bool = Field(False, description="step by step, and back by itself if a guardrail fails")
+
+
+class PromotionReply(BaseModel):
+    alias: str
+    recipe: str = Field(description="what it points at, or is to point at in the end")
+    rollout: str | None = Field(description="the experiment that brings it there step by step; null: it points there")
 
 
 @router.get("")
@@ -157,6 +185,22 @@ async def get_assignment(
     )
 
 
+@router.post(
+    "/{name}/promote", responses={202: {"description": "begun, and goes on step by step", "model": PromotionReply}}
+)
+async def promote(
+    rollouts: TheRollouts, name: str, body: PromotionRequest, response: Response, by: Actor = None
+) -> PromotionReply:
+    """Bring an arm's recipe behind an alias: at once, or for a growing share of units, back if a guardrail fails."""
+    if not body.guarded:
+        move = await rollouts.promote(name, body.arm, body.alias, by)
+        return PromotionReply(alias=body.alias, recipe=str(move.alias.recipe), rollout=None)
+    plan = Plan(steps=body.steps, step_seconds=body.step_seconds)
+    record = await rollouts.begin(name, body.arm, body.alias, plan, by)
+    response.status_code = 202
+    return PromotionReply(alias=body.alias, recipe=str(record.experiment.arm("new").recipe), rollout=record.name)
+
+
 def _attributes(given: list[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     if not all(equals for _, equals, _ in pairs):
@@ -183,6 +227,7 @@ def _reply(experiments: Experiments, record: Record) -> ExperimentReply:
         definition=record.experiment,
         changed=_time(last.at),
         by=last.by,
+        rollout=record.rollout,
         served=experiments.is_served(record),
         shared=experiments.shared,
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import ExperimentConflict
 from app.experiments.experiment import Experiment, Status
+from app.experiments.rollout import Rollout
 
 ENTRIES = 200
 """Entries of the audit trail that are kept, and phases."""
@@ -57,6 +58,7 @@ class Record(_Part):
     definition: Experiment | None = None
     phases: tuple[Phase, ...] = ()
     audit: tuple[Entry, ...] = ()
+    rollout: Rollout | None = None
     file: str | None = Field(default=None, description="what a file last said of it, as a digest")
 
     @property
@@ -114,7 +116,22 @@ class Record(_Part):
         if self.status == status:
             return self
         self._check_step(status)
-        return self._with(self.experiment.model_copy(update={"status": status}), by, DID[status])
+        after = self._with(self.experiment.model_copy(update={"status": status}), by, DID[status])
+        if self.rollout is None or self.rollout.outcome != "going" or status == "paused":
+            return after
+        if status == "stopped":
+            rollout = self.rollout.ended("cancelled", [f"stopped by {by or 'somebody'}"])
+        else:
+            rollout = self.rollout.model_copy(update={"since": time.time()})  # the step is watched anew
+        return after.model_copy(update={"rollout": rollout})
+
+    def noted(self, action: str, by: str | None) -> Record:
+        """The record with an entry in its trail and no other change."""
+        return self._with(self.experiment, by, action)
+
+    def rolled(self, new: Experiment, rollout: Rollout, by: str | None, action: str) -> Record:
+        """The record of a rollout with what it is now, whatever it was before: one alias is rolled out many times."""
+        return self._with(new, by, action).model_copy(update={"rollout": rollout})
 
     def _check_step(self, status: Status) -> None:
         now = self.status

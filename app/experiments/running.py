@@ -23,6 +23,8 @@ from app.experiments.experiment import Arm, Experiment, Status
 from app.experiments.experiment_file import check_name, digest
 from app.experiments.exposure import Exposure, Ledger
 from app.experiments.record import Record
+from app.experiments.rollout import OWN
+from app.serving.aliases import DEFAULT
 from app.serving.following import Following
 from app.serving.warmth import Kept, Warmth
 from app.weights.recipe import Cookbook, Recipe, names_alias
@@ -37,8 +39,6 @@ MAX_EXPERIMENTS = 500
 CLOCK_SECONDS = 1.0
 """How often it is looked whether an experiment's time is over."""
 KEPT_WARM: tuple[Status, ...] = ("running", "paused")
-OWN = "rollout."
-"""What names begin with that the service itself makes."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class Experiments:
         self._warmth = warmth
         self._following = Following("experiments", store, Record.decoded, self._follow)
         self._served: dict[str, _Served] = {}
+        self._rollouts: dict[str, _Served] = {}
+        """What is being rolled out, by the alias."""
 
     @property
     def shared(self) -> bool:
@@ -125,10 +127,23 @@ class Experiments:
         return Meeting(unit, found, served.recipes[found.arm], served.shadows if found.counts else {})
 
     def behind(self, recipe: object) -> str | None:
-        """The name of the experiment that a recipe as it was given stands for, if it stands for one."""
-        if isinstance(recipe, str) and recipe.lstrip().startswith(PREFIX):
-            return recipe.strip().removeprefix(PREFIX).strip()
-        return None
+        """The name of the experiment that a recipe as it was given stands for, if it stands for one: `exp:NAME`, or an
+        alias that is being rolled out (also the one that is meant where none is given)."""
+        if recipe is None:
+            return self._rolled_out(DEFAULT) if self._rollouts else None
+        if not isinstance(recipe, str):
+            return None
+        recipe = recipe.strip()
+        if recipe.startswith(PREFIX):
+            return recipe.removeprefix(PREFIX).strip()
+        return self._rolled_out(recipe[1:]) if self._rollouts and recipe.startswith("@") else None
+
+    def _rolled_out(self, alias: str) -> str | None:
+        """The experiment of a rollout. None as soon as the alias has moved, by it or by somebody else."""
+        served = self._rollouts.get(alias)
+        if served is None or self._cookbook.aliases.get(alias) != served.recipes["old"]:
+            return None
+        return served.record.name
 
     def tell(self, meeting: Meeting, agreed: dict[str, bool], covariate: float | None, latency_ms: float) -> None:
         """Tell the ledger of a prediction that was served, if its unit was drawn by lot."""
@@ -176,6 +191,14 @@ class Experiments:
             return record.at(status, by)
 
         return await self._change(name, version, changed)
+
+    async def note(self, name: str, action: str, by: str | None) -> None:
+        """Write into an experiment's trail what was done with it elsewhere."""
+        await self._change(name, None, lambda record: record.noted(action, by))
+
+    async def roll(self, name: str, change: Callable[[Record], Record]) -> Record:
+        """Change an experiment that the service itself makes; raises what `change` raises, and `RedisAway`."""
+        return (await self._change(name, None, change)).record
 
     async def apply(self, definitions: Mapping[str, Experiment], by: str) -> None:
         """Do what a file says that it has not said before, as soon as Redis answers.
@@ -285,11 +308,21 @@ class Experiments:
         else:
             shadows = {arm.name: recipes[arm.name] for arm in record.experiment.arms if arm.shadow}
             before = self._served.get(record.name)
-            self._served[record.name] = _Served(record, recipes, shadows, kept)
+            served = self._served[record.name] = _Served(record, recipes, shadows, kept)
+            self._heed_rollout(served)
             going = before.kept if before else []
             log.info("experiment %s: version %d, %s", record.name, record.version, record.status)
         for one in going:
             one.let_go()
+
+    def _heed_rollout(self, served: _Served) -> None:
+        rollout = served.record.rollout
+        if rollout is None:
+            return
+        if rollout.outcome == "going" and served.record.status == "running":
+            self._rollouts[rollout.alias] = served
+        else:
+            self._rollouts.pop(rollout.alias, None)
 
     def _keep(self, record: Record) -> list[Kept]:
         recipes = {self._cookbook.read(arm.recipe) for arm in record.experiment.arms}

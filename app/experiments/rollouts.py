@@ -1,0 +1,154 @@
+"""Promotion: an arm's recipe behind an alias, at once or step by step.
+
+A rollout lies in the record of its experiment, so whatever pod looks at it can take the next step, in one
+compare-and-set. One does, the one that holds a lease of a few seconds; when it dies, another goes on.
+
+Each second it asks the guardrails. Where one fails, the experiment stops, which gives the old recipe to everybody on
+every pod: the alias itself has not moved yet. A report that cannot be had lets no step be taken. When somebody else
+moves the alias meanwhile, the rollout ends and what they did stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from app.cache.document_store import DocumentStore
+from app.errors import AliasConflict, ExperimentConflict, RedisAway, UnknownExperiment
+from app.experiments.record import Record
+from app.experiments.rollout import OWN, Plan, Rollout
+from app.experiments.running import Experiments
+from app.serving.aliases import Aliases, Move
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often guardrails are asked."""
+LEASE_SECONDS = 5.0
+"""After which another pod goes on where one has died."""
+ACTOR = "rollout"
+
+Guardrails = Callable[[str], Awaitable[list[str]]]
+"""Sentences about the guardrails of an experiment that fail now, by its name; may raise where nobody can tell."""
+
+
+class Rollouts:
+    """Brings arms behind aliases."""
+
+    def __init__(
+        self,
+        experiments: Experiments,
+        aliases: Aliases,
+        store: DocumentStore | None,
+        guardrails: Guardrails | None = None,
+    ) -> None:
+        """Without `guardrails`, a rollout is stopped by people alone."""
+        self.guardrails = guardrails
+        self._experiments = experiments
+        self._aliases = aliases
+        self._store = store
+        self._pod = uuid.uuid4().hex
+
+    async def promote(self, name: str, arm: str, alias: str, by: str | None = None) -> Move:
+        """Point the alias at the arm's recipe, on every pod at once; raises as `Aliases.move` does."""
+        move = await self._aliases.move(alias, self._recipe(name, arm), by=by)
+        await self._experiments.note(name, f"promoted arm {arm!r} to @{alias}", by)
+        return move
+
+    async def begin(self, name: str, arm: str, alias: str, plan: Plan, by: str | None = None) -> Record:
+        """Begin to move an alias that exists, step by step; gives the experiment that does it."""
+        recipe = self._recipe(name, arm)
+        now = self._aliases.get(alias).recipe
+        assert now is not None
+        if now == recipe:
+            raise ExperimentConflict(f"alias {alias!r} points at {recipe!r} already")
+        rollout = Rollout(alias=alias, old=now, new=recipe, experiment=name, arm=arm, plan=plan, since=time.time())
+        source = self._experiments.get(name).experiment
+
+        def begun(record: Record) -> Record:
+            if record.rollout and record.rollout.outcome == "going":
+                raise ExperimentConflict(
+                    f"@{alias} is being rolled out to {record.rollout.new!r} already; "
+                    f"stop experiment {record.name!r} first"
+                )
+            # Another salt each time, or the same units would be the first to meet everything that is new.
+            definition = rollout.definition(source, salt=f"{record.name}/{record.version + 1}")
+            return record.rolled(definition, rollout, by, f"began to roll out {recipe}")
+
+        record = await self._experiments.roll(OWN + alias, begun)
+        await self._experiments.note(name, f"began to promote arm {arm!r} to @{alias}", by)
+        return record
+
+    async def run(self) -> None:
+        """Take the steps that are due, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for record in self._experiments.all():
+                if record.rollout and record.rollout.outcome == "going" and record.status == "running":
+                    await self._look_after(record, record.rollout)
+
+    async def _look_after(self, record: Record, rollout: Rollout) -> None:
+        try:
+            if self._store is None or await self._store.lease(record.name, self._pod, LEASE_SECONDS):
+                await self._drive(record, rollout)
+        except (RedisAway, ExperimentConflict, AliasConflict) as reason:
+            log.debug("%s waits: %s", record.name, reason)
+        except Exception:
+            log.exception("%s cannot go on", record.name)  # and is tried again
+
+    async def _drive(self, record: Record, rollout: Rollout) -> None:
+        """What is to be done now, if anything is."""
+        alias = next((alias for alias in self._aliases.all() if alias.name == rollout.alias), None)
+        recipe = alias.recipe if alias else None
+        if recipe == rollout.new:  # whoever moved it has not come to writing it down
+            await self._end(record, rollout.ended("done", []))
+            return
+        if alias is None or recipe != rollout.old:
+            why = f"@{rollout.alias} was moved to {recipe}" if recipe else f"@{rollout.alias} was deleted"
+            await self._end(record, rollout.ended("cancelled", [why]))
+            return
+        failures = await self.guardrails(record.name) if self.guardrails else []
+        now = time.time()
+        if failures:
+            log.warning("%s is rolled back: %s", record.name, "; ".join(failures))
+            await self._end(record, rollout.ended("rolled back", failures))
+        elif rollout.is_due(now) and rollout.is_at_last_watched_step:
+            await self._aliases.move(rollout.alias, rollout.new, alias.version, ACTOR)
+            await self._end(record, rollout.ended("done", []))
+        elif rollout.is_due(now):
+            await self._step_on(record, rollout.stepped_on(now))
+
+    async def _step_on(self, record: Record, rollout: Rollout) -> None:
+        def grown(current: Record) -> Record:
+            _check_same(current, record)
+            definition = current.experiment.model_copy(update={"coverage": rollout.coverage})
+            return current.rolled(definition, rollout, ACTOR, f"went on to {rollout.share:.0%}")
+
+        await self._experiments.roll(record.name, grown)
+
+    async def _end(self, record: Record, rollout: Rollout) -> None:
+        def ended(current: Record) -> Record:
+            _check_same(current, record)
+            definition = current.experiment.model_copy(update={"status": "stopped"})
+            return current.rolled(definition, rollout, ACTOR, ": ".join([rollout.outcome, *rollout.why]))
+
+        await self._experiments.roll(record.name, ended)
+
+    def _recipe(self, name: str, arm: str) -> str:
+        experiment = self._experiments.get(name).experiment
+        if name.startswith(OWN):
+            raise ExperimentConflict(f"{name!r} is a rollout itself; promote the arm of an experiment")
+        for one in experiment.arms:
+            if one.name == arm:
+                return str(one.recipe)
+        there = ", ".join(one.name for one in experiment.arms)
+        raise UnknownExperiment(f"experiment {name!r} has no arm {arm[:64]!r}; arms: {there}")
+
+
+def _check_same(current: Record, record: Record) -> None:
+    """Whoever was faster has decided on what is there now."""
+    if current.version != record.version:
+        raise ExperimentConflict(f"experiment {record.name!r} was changed meanwhile")
