@@ -1,0 +1,219 @@
+"""From sums to a report: who is in, what each metric says, whether to trust any of it, and how long it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from app.experiments import bandit, mismatch, plain_words, power
+from app.experiments.account import ArmFigures, BanditArm, MetricReport, Outlook, Report, SampleRatio, Span
+from app.experiments.comparing import Context, compare, with_holm
+from app.experiments.dose import doses_of
+from app.experiments.experiment import Experiment
+from app.experiments.sequential import ALPHA, looks_at
+from app.experiments.sums import ArmSums, Moments, PhaseSums
+from app.weights.recipe import Recipe
+
+MOST_LOOKS = 30
+"""For the outlook's power: more daily looks than this change it little."""
+
+OVERRUN = 1.02
+"""Units, as part of the plan, above which the report warns that nobody has paid for further looks."""
+
+MANY_WITHOUT = 0.2
+"""Part of the units without a covariate that is worth a warning."""
+
+
+def report(
+    experiment: Experiment, phases: Sequence[PhaseSums], now: float, recipes: Mapping[str, Recipe] | None = None
+) -> Report:
+    """What the sums say at `now` (seconds since 1970). With the recipe of each arm, arms that are t's of one variant
+    get a curve over t."""
+    doses = doses_of({arm.name: recipes[arm.name] for arm in experiment.shown}) if recipes else None
+    by_day = _units_by_day(experiment, phases)
+    units = sum(_units(phases, arm.name) for arm in experiment.shown)
+    looks = _looks(experiment.planned_units, by_day, units)
+    context = Context(experiment, phases, looks, bandit.decisive(experiment), doses)
+    metrics = [compare(context, metric) for metric in experiment.metrics] if experiment.mode == "test" else []
+    metrics = with_holm(metrics)
+    outlook = _outlook(experiment, metrics, by_day, units, looks)
+    metrics = [_spoken(experiment.control, metric, outlook) for metric in metrics]
+    failures = _failures(experiment.control, metrics)
+    ratio = _sample_ratio(experiment, phases)
+    arms = [_figures(experiment, phases, arm.name) for arm in experiment.arms]
+    deciding = next((metric for metric in metrics if metric.decides), None)
+    standing = _standing(experiment, phases, now, doses) if experiment.mode == "bandit" else None
+    if standing and context.deciding and units:
+        sentence = plain_words.bandit_sentence(standing, context.deciding.name)
+    else:
+        sentence = plain_words.sentence_of(experiment.control, arms, ratio, failures, deciding, outlook)
+    return Report(
+        sentence=sentence,
+        trustworthy=not (ratio and ratio.alarm),
+        at=now,
+        mode=experiment.mode,
+        control=experiment.control,
+        arms=arms,
+        metrics=metrics,
+        guardrail_failures=failures,
+        sample_ratio=ratio,
+        outlook=outlook,
+        bandit=standing,
+        warnings=_warnings(phases, arms, metrics, outlook),
+    )
+
+
+def _units(phases: Sequence[PhaseSums], arm: str) -> int:
+    return sum(phase.arms[arm].units for phase in phases if arm in phase.arms)
+
+
+def _units_by_day(experiment: Experiment, phases: Sequence[PhaseSums]) -> list[int]:
+    """New units of all arms on each day in UTC, oldest first."""
+    shown = {arm.name for arm in experiment.shown}
+    days: dict[str, int] = {}
+    for phase in phases:
+        for date, arms in phase.days.items():
+            days[date] = days.get(date, 0) + sum(day.units for name, day in arms.items() if name in shown)
+    return [days[date] for date in sorted(days)]
+
+
+def _looks(planned: int | None, by_day: Sequence[int], units: int) -> tuple[float, ...]:
+    """One at the end of each day so far, and one now, as parts of the plan."""
+    if planned is None or not units:
+        return ()
+    seen, fractions = 0, []
+    for new in by_day[:-1]:
+        seen += new
+        fractions.append(seen / planned)
+    return looks_at([*fractions, units / planned])
+
+
+def _figures(experiment: Experiment, phases: Sequence[PhaseSums], name: str) -> ArmFigures:
+    arm = experiment.arm(name)
+    sums = [phase.arms.get(name, ArmSums()) for phase in phases]
+    exposures = sum(one.exposures for one in sums)
+    agreement = sum(one.agreements for one in sums) / exposures if arm.shadow and exposures else None
+    return ArmFigures(
+        arm=name,
+        share=arm.share,
+        shadow=arm.shadow,
+        units=sum(one.units for one in sums),
+        mature=sum(one.mature for one in sums),
+        exposures=exposures,
+        agreement=agreement,
+    )
+
+
+def _sample_ratio(experiment: Experiment, phases: Sequence[PhaseSums]) -> SampleRatio | None:
+    """None for a bandit: who stays with his arm while shares change is not split by the shares of the phase."""
+    found = mismatch.check(phases) if experiment.mode == "test" else None
+    return SampleRatio(chi_square_p=found.chi_square_p, p=found.p, alarm=found.alarm) if found else None
+
+
+def _outlook(
+    experiment: Experiment, metrics: Sequence[MetricReport], by_day: Sequence[int], units: int, looks: tuple[float, ...]
+) -> Outlook:
+    planned, per_day = experiment.planned_units, power.pace(by_day)
+    running = experiment.status == "running"
+    return Outlook(
+        planned_units=planned,
+        units=units,
+        fraction=units / planned if planned else None,
+        looks=len(looks) if looks else None,
+        units_per_day=per_day,
+        days_to_go=power.days_to_go(planned, units, per_day) if planned and running else None,
+        detectable=_detectable(experiment, metrics, per_day),
+    )
+
+
+def _detectable(experiment: Experiment, metrics: Sequence[MetricReport], per_day: float) -> float | None:
+    """Of the deciding metric, by the arm of the smallest share, with as many looks as the plan has days."""
+    planned, deciding = experiment.planned_units, next((metric for metric in metrics if metric.decides), None)
+    compared = len(experiment.shown) - 1
+    if planned is None or deciding is None or not compared:
+        return None
+    variance = next(arm.variance for arm in deciding.arms if arm.arm == experiment.control)
+    units = int(planned * min(arm.share for arm in experiment.shown))
+    if not variance or not units:
+        return None
+    looks = max(1, min(MOST_LOOKS, round(planned / per_day))) if per_day else 1
+    left = variance * (1 - (deciding.variance_removed or 0.0))
+    return power.detectable(units, left, looks, alpha=ALPHA / compared)
+
+
+def _spoken(control: str, metric: MetricReport, outlook: Outlook) -> MetricReport:
+    spoken = plain_words.metric_sentence(control, metric, outlook if metric.decides else None)
+    return metric.model_copy(update={"sentence": spoken})
+
+
+def _failures(control: str, metrics: Sequence[MetricReport]) -> list[str]:
+    return [
+        plain_words.failure_sentence(control, metric, one)
+        for metric in metrics
+        if metric.role == "guardrail"
+        for one in metric.comparisons
+        if one.verdict == "worse"
+    ]
+
+
+def _standing(
+    experiment: Experiment, phases: Sequence[PhaseSums], now: float, doses: Mapping[str, float] | None
+) -> list[BanditArm]:
+    metric = bandit.decisive(experiment)
+    known = bandit.standings(experiment, phases, now, doses) or {}
+    shares = bandit.next_shares(experiment, phases, now, doses)
+    found = []
+    for arm in experiment.shown:
+        sums = [phase.arms[arm.name] for phase in phases if arm.name in phase.arms]
+        estimate = (
+            bandit.weighted_mean([(one.metrics.get(metric.name, Moments()), one.units) for one in sums])
+            if metric
+            else None
+        )
+        reach = 1.96 * estimate.error if estimate else math.nan
+        standing = known.get(arm.name)
+        found.append(
+            BanditArm(
+                arm=arm.name,
+                estimate=estimate.value if estimate else None,
+                interval=Span(low=estimate.value - reach, high=estimate.value + reach) if estimate else None,
+                probability_best=standing.probability_best if standing else None,
+                expected_loss=standing.expected_loss if standing else None,
+                next_share=shares[arm.name],
+            )
+        )
+    return found
+
+
+def _warnings(
+    phases: Sequence[PhaseSums], arms: Sequence[ArmFigures], metrics: Sequence[MetricReport], outlook: Outlook
+) -> list[str]:
+    """What a person should know before acting on it."""
+    found = []
+    shown = [arm for arm in arms if not arm.shadow]
+    young = sum(arm.units - arm.mature for arm in shown)
+    if outlook.fraction is not None and outlook.fraction > OVERRUN:
+        found.append(
+            f"{outlook.units:,} units are more than the {outlook.planned_units:,} that were planned: looks after the "
+            "planned end are not paid for, so stop it and keep what it said then"
+        )
+    if outlook.fraction is not None and outlook.fraction >= 1 and young:
+        found.append(f"{young:,} units are still within their window; what they did may still grow")
+    with_units = [phase for phase in phases if any(one.units for one in phase.arms.values())]
+    if len(with_units) > 1:
+        found.append(
+            f"{len(with_units)} phases with other shares or salts are put together as strata; each is shown apart too"
+        )
+    without = _without_covariate(phases, {arm.arm for arm in shown})
+    if without > MANY_WITHOUT and any(metric.variance_removed for metric in metrics):
+        found.append(f"{100 * without:.0f} % of the units have no covariate, so it removes less variance than it could")
+    for metric in metrics:
+        found += [w for one in metric.comparisons if (w := plain_words.twyman_warning(metric, one))]
+    return found
+
+
+def _without_covariate(phases: Sequence[PhaseSums], shown: set[str]) -> float:
+    arms = [sums for phase in phases for name, sums in phase.arms.items() if name in shown and sums.metrics]
+    units = sum(sums.units for sums in arms)
+    missing = sum(next(iter(sums.metrics.values())).x_missing for sums in arms)
+    return missing / units if units else 0.0
