@@ -69,6 +69,16 @@ class RedisAway(TweenError):
     retry_after = 2
 
 
+class SpoolFull(TweenError):
+    """An event cannot be written down here now, so it is not accepted: too many wait already, or the disk refuses."""
+
+    retry_after = 5
+
+
+class UnknownMetric(TweenError):
+    """An outcome names a metric that its experiment does not have."""
+
+
 class BadTexts(TweenError):
     """Texts that cannot be classified: none, empty ones, or too many."""
 

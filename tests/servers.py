@@ -191,6 +191,7 @@ class Line:
             self._writers |= ends
             await asyncio.gather(self._pass(reader, back, paced=False), self._pass(there, writer, paced=True))
             self._writers -= ends
+        writer.transport.abort()  # where nobody was there to connect to
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, paced: bool) -> None:
         with contextlib.suppress(OSError):

@@ -28,10 +28,12 @@ from app.errors import (
     OutOfReach,
     Overloaded,
     RedisAway,
+    SpoolFull,
     TweenError,
     UnknownAlias,
     UnknownBlend,
     UnknownExperiment,
+    UnknownMetric,
     UnknownSweep,
     UnknownVariant,
     WorkerLost,
@@ -62,10 +64,12 @@ STATUS: dict[type[TweenError], int] = {
     BadAlias: 422,
     BadExperiment: 422,
     BadUnit: 422,
+    UnknownMetric: 422,
     Overloaded: 429,
     Loading: 503,
     WorkerLost: 503,
     RedisAway: 503,
+    SpoolFull: 503,
 }
 
 
@@ -84,7 +88,7 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     name = type(error).__name__
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
     headers = {}
-    if isinstance(error, Overloaded | Loading | WorkerLost | RedisAway):
+    if isinstance(error, Overloaded | Loading | WorkerLost | RedisAway | SpoolFull):
         headers["Retry-After"] = str(error.retry_after)
     body = Problem(
         type=f"urn:tween:{words.replace(' ', '-')}",

@@ -1,0 +1,225 @@
+"""An experiment's events, units and sums in Redis. All keys of one experiment lie in one slot of a cluster:
+
+    NAMESPACE:exp:{NAME}:events        a stream of events that nobody has folded yet, with the group `fold`
+    NAMESPACE:exp:{NAME}:units         {unit: its record}
+    NAMESPACE:exp:{NAME}:sums          {path: amount}
+    NAMESPACE:exp:{NAME}:waiting       units that have done something and were not met yet, by when they are given up
+    NAMESPACE:exp:{NAME}:marks:N       marks of the events of one period, which say that they have been folded
+    NAMESPACE:exp:{NAME}:sticky        {unit: the arm that it stays with} (bandits)
+
+Folding is optimistic: a pod reads events, marks and records, works out what changes, and a script makes all changes in
+one step if nobody was there first: records, sums, marks, and the events leave the stream. So whatever Redis has after
+a crash, an event is either still in the stream or counted with its mark, never both and never neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
+
+from app.experiments.experiment import DAY
+
+GROUP = "fold"
+FAULTS = (RedisError, RedisClusterException, OSError, TimeoutError)
+"""All that a call may raise when something is wrong with Redis; a cluster's errors are not `RedisError`s."""
+PERIOD = 7 * DAY
+"""Events are told apart from their repetitions for one to two periods after a pod took note of them."""
+SCAN = 500
+COMMIT = """
+local units, sums, waiting, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local change = cjson.decode(ARGV[1])
+for _, unit in ipairs(change.units) do
+    if (redis.call('HGET', units, unit[1]) or '') ~= unit[2] then return 0 end
+end
+for _, mark in ipairs(change.marks) do
+    for i = 5, #KEYS do
+        if redis.call('SISMEMBER', KEYS[i], mark[2]) == 1 then return 0 end
+    end
+end
+for _, unit in ipairs(change.units) do
+    redis.call('HSET', units, unit[1], unit[3])
+    if unit[4] == '' then redis.call('ZREM', waiting, unit[1]) else redis.call('ZADD', waiting, unit[4], unit[1]) end
+end
+for _, sum in ipairs(change.sums) do redis.call('HINCRBYFLOAT', sums, sum[1], sum[2]) end
+for _, mark in ipairs(change.marks) do
+    redis.call('SADD', KEYS[mark[1]], mark[2])
+    redis.call('EXPIREAT', KEYS[mark[1]], mark[3])
+end
+for _, entry in ipairs(change.entries) do
+    redis.call('XACK', events, 'fold', entry)
+    redis.call('XDEL', events, entry)
+end
+return 1
+"""
+GIVE_UP = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+redis.call('ZREM', KEYS[2], ARGV[1])
+return 1
+"""
+
+
+@dataclass
+class Change:
+    """What one fold does, all of it or nothing."""
+
+    units: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Unit, record before (empty: none), record after, and when it is given up unless it is met (empty: never)."""
+    sums: dict[str, float] = field(default_factory=dict)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    """Period and mark."""
+    entries: list[str] = field(default_factory=list)
+    """Entries of the stream that are done with."""
+
+
+class LedgerStore:
+    """Every method raises what redis-py raises when Redis does not answer or refuses."""
+
+    def __init__(self, redis: Redis | RedisCluster, namespace: str) -> None:
+        self._redis = redis
+        self._namespace = namespace
+
+    async def append(self, experiment: str, payloads: Sequence[bytes]) -> int:
+        """Put events into the stream; gives how many are in it. Where it fails, some may be there all the same."""
+        key = self._key(experiment, "events")
+        pipeline = self._redis.pipeline(transaction=False)
+        for payload in payloads:
+            pipeline.xadd(key, {"event": payload})
+        pipeline.xlen(key)
+        return int((await pipeline.execute())[-1])
+
+    async def length(self, experiment: str) -> int:
+        """Events that are in the stream."""
+        return int(await self._redis.xlen(self._key(experiment, "events")))
+
+    async def take(self, experiment: str, pod: str, most: int) -> list[tuple[str, bytes]]:
+        """Entries that no pod has been given yet, with their events."""
+        key = self._key(experiment, "events")
+        try:
+            answer: Any = await self._redis.xreadgroup(GROUP, pod, {key: ">"}, count=most)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._make_group(key)
+            return []
+        return [entry for _, entries in answer for entry in _entries(entries)]
+
+    async def reclaim(self, experiment: str, pod: str, idle: float, most: int) -> list[tuple[str, bytes]]:
+        """Entries that were given to some pod more than `idle` seconds ago, and are not done with."""
+        key = self._key(experiment, "events")
+        try:
+            answer: Any = await self._redis.xautoclaim(key, GROUP, pod, int(idle * 1e3), count=most)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return []
+        return _entries(answer[1])
+
+    async def look(
+        self, experiment: str, units: Sequence[str], marks: Sequence[tuple[int, str]]
+    ) -> tuple[list[bytes | None], list[bool]]:
+        """The units' records, and which of the events with these periods and marks have been folded."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.hmget(self._key(experiment, "units"), list(units))
+        self._ask_for(pipeline, experiment, marks)
+        records, *found = await pipeline.execute()
+        return records, [any(known) for known in zip(*found, strict=True)]
+
+    async def folded(self, experiment: str, marks: Sequence[tuple[int, str]]) -> list[bool]:
+        """Which of the events with these periods and marks have been folded."""
+        pipeline = self._redis.pipeline(transaction=False)
+        self._ask_for(pipeline, experiment, marks)
+        return [any(known) for known in zip(*await pipeline.execute(), strict=True)]
+
+    async def commit(self, experiment: str, change: Change) -> bool:
+        """Make a change in one step; False, and nothing is changed, if somebody else has folded meanwhile."""
+        periods = _around(period for period, _ in change.marks)
+        keys = [self._key(experiment, part) for part in ("units", "sums", "waiting", "events")]
+        keys += [self._key(experiment, f"marks:{period}") for period in periods]
+        document = {
+            "units": change.units,
+            "sums": [(path, repr(amount)) for path, amount in change.sums.items()],
+            "marks": [
+                (5 + periods.index(period), mark, str(int((period + 2) * PERIOD))) for period, mark in change.marks
+            ],
+            "entries": change.entries,
+        }
+        answer = self._redis.eval(COMMIT, len(keys), *keys, json.dumps(document))
+        return bool(await cast(Awaitable[int], answer))
+
+    async def give_up(self, experiment: str, before: float, most: int) -> int:
+        """Forget units that did something long ago and were never met; gives how many."""
+        units, waiting = self._key(experiment, "units"), self._key(experiment, "waiting")
+        due = cast(list[bytes], await self._redis.zrangebyscore(waiting, "-inf", before, start=0, num=most))
+        for unit in due:
+            record = await cast(Awaitable[bytes | None], self._redis.hget(units, unit.decode()))
+            await cast(Awaitable[int], self._redis.eval(GIVE_UP, 2, units, waiting, unit, record or b""))
+        return len(due)
+
+    async def forget_pods(self, experiment: str, idle: float) -> None:
+        """Take pods out of the group that have been silent for so many seconds and owe nothing."""
+        key = self._key(experiment, "events")
+        try:
+            consumers = await self._redis.xinfo_consumers(key, GROUP)
+        except ResponseError:
+            return  # there is no stream yet
+        for consumer in consumers:
+            if consumer["idle"] > idle * 1e3 and not consumer["pending"]:
+                await self._redis.xgroup_delconsumer(key, GROUP, consumer["name"])
+
+    async def sums(self, experiment: str) -> dict[str, float]:
+        answer = await cast(Awaitable[Mapping[bytes, bytes]], self._redis.hgetall(self._key(experiment, "sums")))
+        return {path.decode(): float(amount) for path, amount in answer.items()}
+
+    async def records(self, experiment: str) -> AsyncIterator[tuple[str, bytes]]:
+        """Every unit and its record, in no order; a unit that is folded meanwhile may come twice."""
+        key, cursor = self._key(experiment, "units"), 0
+        while True:
+            cursor, found = await cast(
+                Awaitable[tuple[int, dict[bytes, bytes]]], self._redis.hscan(key, cursor, count=SCAN)
+            )
+            for unit, record in found.items():
+                yield unit.decode(), record
+            if not cursor:
+                return
+
+    async def stick(self, experiment: str, unit: str, document: str) -> str:
+        """What was first said of a unit, which is this document if nothing was."""
+        key = self._key(experiment, "sticky")
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.hsetnx(key, unit, document)
+        pipeline.hget(key, unit)
+        _, first = await pipeline.execute()
+        return cast(bytes, first).decode()
+
+    def _ask_for(self, pipeline: Any, experiment: str, marks: Sequence[tuple[int, str]]) -> None:
+        for period in _around(period for period, _ in marks):
+            pipeline.smismember(self._key(experiment, f"marks:{period}"), [mark for _, mark in marks])
+
+    async def _make_group(self, key: str) -> None:
+        try:
+            await self._redis.xgroup_create(key, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _key(self, experiment: str, part: str) -> str:
+        return f"{self._namespace}:exp:{{{experiment}}}:{part}"
+
+
+def period_of(received: float) -> int:
+    return int(received // PERIOD)
+
+
+def _around(periods: Any) -> list[int]:
+    """These periods and those beside them: a repetition may have come a little earlier or later."""
+    return sorted({period + step for period in periods for step in (-1, 0, 1)})
+
+
+def _entries(entries: Any) -> list[tuple[str, bytes]]:
+    """Names of entries, and their events; what somebody else has put there has none."""
+    return [(name.decode(), fields.get(b"event", b"")) for name, fields in entries if name is not None]
