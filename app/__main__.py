@@ -170,9 +170,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(settings: Settings, spec: BankSpec | PublishedBank) -> int:
-    import uvicorn
-
-    from app.main import create_app
+    from app.main import create_app, create_server
 
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     failures: list[Exception] = []
@@ -182,18 +180,7 @@ def _run(settings: Settings, spec: BankSpec | PublishedBank) -> int:
         server.should_exit = True
 
     app = create_app(settings, spec, on_failure)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            settings.host,
-            settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=20,
-        )
-    )
+    server = create_server(settings, app)
     server.run()
     if failures:
         print(f"tween: {failures[0]}", file=sys.stderr)

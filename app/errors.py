@@ -103,6 +103,20 @@ class Loading(TweenError):
     retry_after = 2
 
 
+class Draining(TweenError):
+    """The service was told to leave; it still serves, but is to be sent nothing more."""
+
+    retry_after = 2
+
+
+class BadDeadline(TweenError):
+    """A deadline that is no number of seconds."""
+
+
+class DeadlinePassed(TweenError):
+    """The caller's deadline passed before there was an answer."""
+
+
 class BodyTooLarge(TweenError):
     """A body above the configured limit."""
 

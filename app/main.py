@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from app import __version__
 from app.api import (
     alias_routes,
+    deadlines,
     direct,
     experiment_routes,
     metrics,
@@ -32,6 +33,8 @@ from app.api import (
     spectrum,
     sweep_routes,
 )
+from app.api.connection import Patience
+from app.api.server import Server
 from app.cache.cards import Cards
 from app.cache.chunks import Chunks
 from app.cache.client import AnyRedis, Client, Unavailable, connect
@@ -108,8 +111,10 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
 
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = None
+    app.state.draining = False
     problems.install(app)
     app.add_middleware(direct.Direct, handlers=native.DIRECT)  # the innermost: what follows is around it
+    app.add_middleware(deadlines.Deadlines)
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
     app.add_middleware(middleware.RequestId)
     app.include_router(native.router)
@@ -120,6 +125,12 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
+
+
+def create_server(settings: Settings, app: FastAPI) -> Server:
+    """What listens, and knows how to leave."""
+    patience = Patience(settings.header_s, settings.body_s, settings.max_header_kib * 1024)
+    return Server(app, settings.host, settings.port, settings.drain_s, patience)
 
 
 async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resources: AsyncExitStack) -> Engine:

@@ -26,6 +26,12 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     experiments: Path | None = Field(None, description="a file of experiments (TOML), followed when a pod starts")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    max_header_kib: int = Field(32, gt=0, description="largest request headers, KiB")
+    header_s: float = Field(10, gt=0, allow_inf_nan=False, description="time for a request's headers to arrive, s")
+    body_s: float = Field(30, gt=0, allow_inf_nan=False, description="time for a request's body to arrive, s")
+    drain_s: float = Field(
+        15, ge=0, allow_inf_nan=False, description="how long a service that was told to leave goes on serving, s"
+    )
     device: str = Field("auto", description="where weights live: auto (a GPU if there is one), cpu, cuda, cuda:1")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="what weights are stored as and computed in; float16 is for GPUs"

@@ -14,12 +14,11 @@ import httpx
 import pico
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 from redis import Redis
 
 from app.cache.private_redis import PrivateRedis, find_server
-from app.main import create_app
+from app.main import create_app, create_server
 from app.models.bank import Bank, BankSpec, load_bank
 from app.settings import Settings
 
@@ -74,8 +73,9 @@ def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[S
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     failures: list[Exception] = []
-    app = create_app(Settings.model_validate({"workers": 0, **settings}), spec, failures.append)
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_config=None))
+    values = Settings.model_validate({"workers": 0, "port": port, **settings})
+    app = create_app(values, spec, failures.append)
+    server = create_server(values, app)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -194,6 +194,21 @@ def test_rows_of_callers_who_left_are_not_run(run: Callable[..., None], rows: li
     run(scenario)
 
 
+def test_who_leaves_gives_his_place_to_somebody_else(run: Callable[..., None], rows: list[Row]) -> None:
+    async def scenario(scene: Scene) -> None:
+        weights = scene.weights("angry@0.4")
+        stays, leaves = (asyncio.create_task(scene.batcher.submit(rows, weights)) for _ in range(2))
+        await asyncio.sleep(0)
+        assert scene.batcher.waiting_rows == 2 * len(rows)
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        assert 0 < scene.batcher.waiting_rows <= len(rows)
+        await stays
+        assert scene.batcher.waiting_rows == 0
+
+    run(scenario, tokens=1)
+
+
 def test_a_failed_batch_fails_its_callers_and_the_next_one_runs(run: Callable[..., None], rows: list[Row]) -> None:
     async def scenario(scene: Scene) -> None:
         scene.classifier.fails = True

@@ -30,7 +30,17 @@ MAY_KNOW = {
         "pyarrow",
         "tqdm",
     },
-    "api": {"serving", "experiments", "search", "weights", "fastapi", "pydantic", "starlette", "prometheus_client"},
+    "api": {
+        "serving",
+        "experiments",
+        "search",
+        "weights",
+        "fastapi",
+        "pydantic",
+        "starlette",
+        "prometheus_client",
+        "uvicorn",
+    },
     "demo": {"models", "weights", "search", "torch", "transformers", "huggingface_hub", "tqdm"},
 }
 EVERYBODY = {"errors"} | set(sys.stdlib_module_names)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,6 +40,8 @@ class Direct:
         request = Request(scope, receive)
         try:
             reply = await handler(request)
+        except ClientDisconnect:
+            return  # in the middle of the body; nobody is there to be answered
         except Exception as error:
             known = reply_to(request, error)
             if known is None:

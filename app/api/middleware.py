@@ -25,7 +25,7 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _header(scope, b"x-request-id")
+        given = header(scope, b"x-request-id")
         request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
         async def send_with_id(message: Message) -> None:
@@ -47,7 +47,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = _header(scope, b"content-length")
+        announced = header(scope, b"content-length")
         if announced.isdigit() and int(announced) > self._limit:
             reply = problem(Request(scope), BodyTooLarge(self._sentence))
             reply.headers["Connection"] = "close"
@@ -71,6 +71,6 @@ class BodyLimit:
         return f"the body is larger than {self._limit} bytes; send fewer or shorter texts in one call"
 
 
-def _header(scope: Scope, name: bytes) -> str:
+def header(scope: Scope, name: bytes) -> str:
     """The value of a header, empty if it is not there; a server gives names in small letters."""
     return next((value.decode("latin-1") for header, value in scope["headers"] if header == name), "")

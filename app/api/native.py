@@ -202,6 +202,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         422: "texts or recipe cannot be read",
         429: "too many texts are waiting; see Retry-After",
         503: "the bank is still being loaded",
+        504: "the deadline in X-Request-Timeout has passed",
     }.items()
 }
 

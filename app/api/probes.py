@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel
 
 from app.api.problems import Problem
-from app.errors import Loading
+from app.errors import Draining, Loading
 from app.serving.engine import Engine
 
 
@@ -45,9 +45,11 @@ async def live() -> Live:
     return Live()
 
 
-@router.get("/readyz", responses={503: {"model": Problem, "description": "the bank is still being loaded"}})
-async def ready(engine: TheEngine) -> Ready:
+@router.get("/readyz", responses={503: {"model": Problem, "description": "still loading, or told to leave"}})
+async def ready(request: Request, engine: TheEngine) -> Ready:
     """Whether requests will be served."""
+    if request.app.state.draining:
+        raise Draining("this pod was told to leave: it serves what comes, but send it nothing more")
     return Ready(redis=await engine.blends.shared_state(), fingerprint=engine.bank.fingerprint)
 
 

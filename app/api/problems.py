@@ -17,11 +17,14 @@ from app.errors import (
     BadAlias,
     BadData,
     BadExperiment,
+    BadDeadline,
     BadRecipe,
     BadTexts,
     BadUnit,
     BodyTooLarge,
     ExperimentConflict,
+    DeadlinePassed,
+    Draining,
     Loading,
     MemberBlend,
     NotDone,
@@ -46,6 +49,7 @@ MEDIA_TYPE = "application/problem+json"
 
 # Overload is 429 and never 503: one widely used client repeats a 503 at once and for ever.
 STATUS: dict[type[TweenError], int] = {
+    BadDeadline: 400,
     UnknownVariant: 404,
     UnknownBlend: 404,
     UnknownAlias: 404,
@@ -66,10 +70,12 @@ STATUS: dict[type[TweenError], int] = {
     BadUnit: 422,
     UnknownMetric: 422,
     Overloaded: 429,
+    Draining: 503,
     Loading: 503,
     WorkerLost: 503,
     RedisAway: 503,
     SpoolFull: 503,
+    DeadlinePassed: 504,
 }
 
 
@@ -89,6 +95,7 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
     headers = {}
     if isinstance(error, Overloaded | Loading | WorkerLost | RedisAway | SpoolFull):
+    if isinstance(error, Overloaded | Draining | Loading | WorkerLost | RedisAway):
         headers["Retry-After"] = str(error.retry_after)
     body = Problem(
         type=f"urn:tween:{words.replace(' ', '-')}",

@@ -76,7 +76,11 @@ class Batcher:
         self.waiting_rows += len(rows)
         self._waiting_tokens += sum(len(row) for row in rows)
         self._arrival.set()
-        return await done
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self._withdraw(job)
+            raise
 
     def admit(self, rows: int) -> None:
         """Raises `Overloaded` if so many more rows would not be taken now: to be asked before work is put into them."""
@@ -113,6 +117,14 @@ class Batcher:
         finally:
             for task in self._running:
                 task.cancel()
+
+    def _withdraw(self, job: _Job) -> None:
+        """Give back the places of somebody who waits no more."""
+        if job in self._line:
+            self._line.remove(job)
+            waiting = job.rows[job.next :]
+            self.waiting_rows -= len(waiting)
+            self._waiting_tokens -= sum(len(row) for row in waiting)
 
     async def _settle(self) -> None:
         """Let requests in that are on their way through the loop already: turns of it, while each brings some.

@@ -141,7 +141,7 @@ async def running(file: Path, server: Sequence[str], **environ: str) -> AsyncIte
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-W", "ignore", "-m", *(part.format(file=file, port=port) for part in server)]
-    process = subprocess.Popen(command, env={**os.environ, "TWEEN_LOG_LEVEL": "error", **environ})
+    process = subprocess.Popen(command, env={**os.environ, "TWEEN_LOG_LEVEL": "error", "TWEEN_DRAIN_S": "0", **environ})
     try:
         while True:
             assert process.poll() is None, "the service ended"

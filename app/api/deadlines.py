@@ -1,0 +1,88 @@
+"""How long a caller waits: until the deadline that he names, or until he hangs up.
+
+Work that nobody waits for any more is not begun, and its place in the queue is free at once: the handler is cancelled,
+which takes its rows out of the line. What is running on a unit of compute then runs to its end. Only handlers that
+change nothing are stopped like this; who moves an alias and hangs up has moved it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.connection import HANG_UP
+from app.api.middleware import header
+from app.api.problems import problem
+from app.api.rights import only_computes
+from app.errors import BadDeadline, DeadlinePassed
+
+LONGEST = 3600.0
+"""Seconds that a deadline may lie ahead."""
+
+
+class Deadlines:
+    """Stops what computes for a caller whose `X-Request-Timeout` (seconds) has passed, or who is gone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not only_computes(scope["method"], scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        given = header(scope, b"x-request-timeout")
+        if not given:
+            await self._until_gone(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            seconds = read(given)
+            async with asyncio.timeout(seconds) as deadline:
+                await self._until_gone(scope, receive, watched)
+        except BadDeadline as error:
+            await problem(Request(scope), error)(scope, receive, send)
+        except TimeoutError:
+            if started or not deadline.expired():
+                raise
+            passed = DeadlinePassed(f"no answer within the {seconds:g} seconds of X-Request-Timeout")
+            await problem(Request(scope), passed)(scope, receive, send)
+
+    async def _until_gone(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        gone = False
+
+        def hang_up() -> None:
+            nonlocal gone
+            gone = True
+            task.cancel()
+
+        scope[HANG_UP] = hang_up
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            task.uncancel()
+        finally:
+            del scope[HANG_UP]
+
+
+def read(given: str) -> float:
+    """Seconds, from a header; raises `BadDeadline`."""
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= LONGEST:
+        raise BadDeadline(f"X-Request-Timeout is a number of seconds, above 0 and up to {LONGEST:g}")
+    return seconds
