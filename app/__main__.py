@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from app import __version__
 from app.errors import BadBank, BadSettings, TweenError
 from app.search import command as choosing
+from app.search import segments_command
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="choose t on labelled texts, and say how sure that is")
     choosing.add_sweep(sweep)
     sweep.set_defaults(run=lambda options: choosing.run_sweep(options, _provider, _logits_folder()))
+
+    segments = commands.add_parser("segments", help="choose a t for each segment of the traffic, for VARIANT@auto")
+    segments_command.add_segments(segments)
+    segments.set_defaults(run=lambda options: segments_command.run_segments(options, _provider, _logits_folder()))
 
     barrier = commands.add_parser("barrier", help="tell whether a line between two recipes can be blended at all")
     choosing.add_barrier(barrier)

@@ -63,6 +63,14 @@ class BadUnit(TweenError):
     """What can be nobody's name: empty, too long or no Unicode."""
 
 
+class UnknownSegments(TweenError):
+    """An automatic t is asked for where none was fitted."""
+
+
+class BadSegments(TweenError):
+    """A table of segments that cannot be read, or belongs to another variant."""
+
+
 class RedisAway(TweenError):
     """What every pod must learn at once cannot be told now, because Redis does not answer or refuses to write."""
 

@@ -30,6 +30,7 @@ from app.api import (
     native,
     probes,
     problems,
+    segment_routes,
     spectrum,
     sweep_routes,
 )
@@ -47,7 +48,7 @@ from app.cache.redis_url import RedisUrl
 from app.cache.shared import RedisTier, Shape
 from app.cache.sweep_store import SweepStore
 from app.cache.tiers import Ladder
-from app.errors import BadBank, BadSettings, TweenError
+from app.errors import BadBank, BadSegments, BadSettings, TweenError
 from app.experiments.experiment_file import read_experiments
 from app.experiments.rollouts import Rollouts
 from app.experiments.running import Experiments
@@ -59,6 +60,7 @@ from app.models.tokens import TextEncoder
 from app.search.jobs import Sweeps
 from app.search.order import Facts
 from app.search.runner import LocalRunner
+from app.serving.adaptive import Adaptive
 from app.serving.aliases import Aliases
 from app.serving.batcher import Batcher
 from app.serving.blends import Blends
@@ -66,6 +68,7 @@ from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
 from app.serving.engine import Engine
 from app.serving.errands import Errands
 from app.serving.scheduler import Scheduler, measure
+from app.serving.segment_table import SegmentTable, read_table
 from app.serving.workers import WorkerLane, prepare
 from app.settings import Settings
 from app.weights import geometry
@@ -122,6 +125,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(alias_routes.router)
     app.include_router(sweep_routes.router)
     app.include_router(experiment_routes.router)
+    app.include_router(segment_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
@@ -183,6 +187,7 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
         tokenizing,
         predictions,
         aliases,
+        Adaptive(cookbook, tables_of(spec, bank)),
         default,
         settings.max_texts,
         Errands(bank, blends, compute, batcher, encoder, tokenizing),
@@ -235,6 +240,21 @@ async def start_experiments(
     rollouts = Rollouts(experiments, engine.aliases, store)
     meanwhile(rollouts.run(), resources)
     return experiments, rollouts
+
+
+def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTable]:
+    """The t's by segment that the bank file names; other weights than they were fitted on are warned about."""
+    if isinstance(spec, PublishedBank):
+        return {}
+    tables = {}
+    for variant, file in spec.segments.items():
+        try:
+            tables[variant] = read_table(file).checked(variant, bank.variants)
+        except BadSegments as error:
+            raise BadBank(str(error)) from error
+        if tables[variant].bank != bank.fingerprint:
+            log.warning("the t's by segment of %s were fitted on other weights: %s", variant, file)
+    return tables
 
 
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:

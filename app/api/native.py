@@ -19,6 +19,8 @@ from app.api.direct import Handler, json_only, read_json, write_json
 from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answer, experiments_of, meet
 from app.api.probes import TheEngine, engine_of
 from app.api.problems import Problem
+from app.errors import BadTexts
+from app.serving.adaptive import Choice, automatic
 from app.serving.blends import Cached
 from app.serving.engine import Answer, Engine
 from app.weights.recipe import Recipe
@@ -63,6 +65,12 @@ class PredictRequest(Texts):
         description="what to blend; a list has a recipe for every text, and all run in one batch. By default "
         "`@prod` if there is such an alias, else what is configured",
     )
+    segment: str | list[str | None] | None = Field(
+        None,
+        description="where the texts come from (one name, or one for every text), for recipes such as `finance@auto`; "
+        "other recipes take no notice of it",
+        examples=["mail"],
+    )
     top_k: int | None = Field(None, ge=1, description="only the k most probable labels in `probabilities`")
     function: Literal["softmax", "sigmoid", "none"] | None = Field(
         None, description="what turns logits into scores; by default what the bank was trained for"
@@ -78,6 +86,15 @@ class PredictRequest(Texts):
         default_factory=dict, max_length=32, description="what an experiment's targeting looks at"
     )
 
+    def segments(self) -> list[str | None]:
+        """A segment for every text; raises `BadTexts` for a list of another length."""
+        texts = len(self.as_list())
+        if not isinstance(self.segment, list):
+            return [self.segment] * texts
+        if len(self.segment) != texts:
+            raise BadTexts(f"{texts} texts and {len(self.segment)} segments; a list of segments has one for every text")
+        return self.segment
+
 
 class PredictionReply(BaseModel):
     label: str = Field(description="the label with the highest score", examples=["positive"])
@@ -92,6 +109,10 @@ class PredictionReply(BaseModel):
     )
     tokens: int = Field(description="tokens read, special tokens included", examples=[9])
     truncated: bool = Field(description="the text was longer than the model reads; its end was ignored")
+    chosen_by: Literal["segment", "router", "pooled", "entropy"] | None = Field(
+        None, description="what chose t, where `@auto` asked for one; `pooled`: nothing is known of the segment"
+    )
+    segment: str | None = Field(None, description="the segment whose t was taken, or the likeliest, with `@auto`")
     cached: bool = Field(description="remembered: the same input was run on this blend before")
 
 
@@ -113,7 +134,8 @@ class ArmReply(BaseModel):
 class PredictReply(BaseModel):
     predictions: list[PredictionReply]
     recipe: str | list[str] = Field(
-        description="the recipe in its canonical text, of an alias what it points at (a list, if a list was sent)",
+        description="the recipe in its canonical text, of an alias what it points at (a list, if a list was sent, or "
+        "where `@auto` chose for each text)",
         examples=["finance@0.4"],
     )
     key: str | list[str] = Field(
@@ -223,6 +245,7 @@ PREDICT_EXAMPLES: dict[str, Any] = {
             "recipe": ["finance@0.6", "service@0.3"],
         }
     },
+    "a t by segment": {"value": {"texts": ["Works again, thanks."], "recipe": "service@auto", "segment": "mail"}},
     "between variants": {"value": {"texts": ["Works again, thanks."], "recipe": "reviews..service@0.5"}},
 }
 
@@ -246,6 +269,16 @@ async def predict(
         shown = await answer(experiments, engine, texts, recipes, met, body.function, body.cache)
         many = many or met.many
     return _reply(shown, engine.bank.labels, body.top_k, many, met)
+    given = body.recipe
+    segments = body.segments()
+    if any(automatic(one) for one in (given if isinstance(given, list) else [given])):
+        each = given if isinstance(given, list) else [given] * len(segments)
+        wanted = [automatic(one) or _recipe(engine, one) for one in each]
+        answer, choices = await engine.predict_adaptively(body.as_list(), wanted, segments, body.function, body.cache)
+        return _reply(answer, engine.bank.labels, body.top_k, many=True, choices=choices)
+    recipes = [_recipe(engine, one) for one in given] if isinstance(given, list) else _recipe(engine, given)
+    answer = await engine.predict(body.as_list(), recipes, body.function, body.cache)
+    return _reply(answer, engine.bank.labels, body.top_k, many=isinstance(given, list))
 
 
 async def predict_directly(request: Request) -> Response:
@@ -352,8 +385,11 @@ def _cached(blend: Cached) -> CachedReply:
 
 
 def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool, met: Met | None) -> PredictReply:
+def _reply(
+    answer: Answer, labels: list[str], top_k: int | None, many: bool, choices: list[Choice] | None = None
+) -> PredictReply:
     predictions = []
-    for prediction in answer.predictions:
+    for index, prediction in enumerate(answer.predictions):
         ranked = sorted(zip(labels, prediction.scores, strict=True), key=lambda pair: -pair[1])
         label, probability = ranked[0]
         predictions.append(
@@ -364,6 +400,8 @@ def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool, met
                 t=prediction.recipe.t_by_variant,
                 tokens=prediction.tokens,
                 truncated=prediction.truncated,
+                chosen_by=choices[index].by if choices else None,
+                segment=choices[index].segment if choices else None,
                 cached=prediction.cached,
             )
         )

@@ -54,10 +54,11 @@ PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True)
 class BankSpec:
-    """Which members make up a bank."""
+    """Which members make up a bank, and the files of t's by segment, by variant."""
 
     base: Source
     variants: dict[str, Source] = field(default_factory=dict)
+    segments: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
     def from_options(cls, base: str, variants: list[str]) -> BankSpec:
@@ -74,25 +75,29 @@ class BankSpec:
 
     @classmethod
     def from_toml(cls, path: Path) -> BankSpec:
-        """From a file: `base = "FOLDER"` and a table `[variants]` of `name = "FOLDER"`.
+        """From a file: `base = "FOLDER"`, a table `[variants]` of `name = "FOLDER"`, and perhaps `[segments]` of files.
 
         A source is a string (folder, `org/name`, `org/name@revision`) or a table {source, revision}.
-        Folders are taken relative to the file.
+        Folders and files are taken relative to the file.
         """
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise BadBank(f"the bank file {path} cannot be read: {error}") from error
-        unknown = sorted(set(document) - {"base", "variants"})
+        unknown = sorted(set(document) - {"base", "variants", "segments"})
         if unknown or "base" not in document:
             problem = f"unknown entry {unknown[0]!r}" if unknown else "no entry 'base'"
-            raise BadBank(f"{path}: {problem}; a bank file has 'base' and a table [variants]")
+            raise BadBank(f"{path}: {problem}; a bank file has 'base', a table [variants], and may have [segments]")
         variants = document.get("variants", {})
         if not isinstance(variants, dict):
             raise BadBank(f"{path}: 'variants' must be a table of names and sources")
+        segments = document.get("segments", {})
+        if not isinstance(segments, dict) or not all(isinstance(file, str) for file in segments.values()):
+            raise BadBank(f"{path}: 'segments' must be a table of variants and files")
         return cls(
             _source(document["base"], path, BASE),
             {name: _source(value, path, name) for name, value in variants.items()},
+            {name: path.parent / file for name, file in segments.items()},
         )
 
 

@@ -76,10 +76,11 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="of resamples and folds (0)")
     command.add_argument("--out", type=Path, help="folder of the results (sweep-LINE)")
-    _common(command)
+    add_common(command)
 
 
-def _common(command: argparse.ArgumentParser) -> None:
+def add_common(command: argparse.ArgumentParser) -> None:
+    """The options that name a bank, a line and columns."""
     command.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")
     command.add_argument("--base", help="folder or hub name of the base, instead of --bank")
     command.add_argument(
@@ -133,7 +134,7 @@ def add_barrier(command: argparse.ArgumentParser) -> None:
     """The options of `tween barrier`."""
     command.add_argument("data", metavar="DATA", help="texts, with or without labels: CSV, JSON lines or parquet")
     command.add_argument("--out", type=Path, help="write barrier.json there")
-    _common(command)
+    add_common(command)
 
 
 def run_barrier(options: argparse.Namespace, load: Load, store: Path) -> int:
@@ -167,7 +168,7 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
     columns = columns_of(options)
     targets, shares = [], []
     for text in options.data:
-        path, share = _with_weight(text)
+        path, share = weighed(text)
         targets.append(dataset_of_path(path, provider, columns))
         shares.append(share)
     line = line_of(options, provider)
@@ -232,7 +233,7 @@ def dataset_of_path(path: str, provider: LocalProvider, columns: Columns, labell
     return read_dataset(Path(path), provider.labels, columns, labelled)
 
 
-def _with_weight(text: str) -> tuple[str, float]:
+def weighed(text: str) -> tuple[str, float]:
     """`own.csv:2` is a path and a weight; a path alone weighs 1."""
     path, colon, weight = text.rpartition(":")
     if not colon:

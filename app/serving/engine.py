@@ -17,6 +17,7 @@ from app.errors import BadTexts
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
+from app.serving.adaptive import Adaptive, Auto, Choice
 from app.serving.aliases import DEFAULT, Aliases
 from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
@@ -103,6 +104,7 @@ class Engine:
         tokenizing: Executor,
         predictions: Predictions | None,
         aliases: Aliases,
+        adaptive: Adaptive,
         default_recipe: Recipe,
         max_texts: int,
         errands: Errands,
@@ -118,6 +120,7 @@ class Engine:
         self.aliases = aliases
         self.errands = errands
         self.redis = redis
+        self.adaptive = adaptive
         self.max_tokens = encoder.max_tokens
         self._default_recipe = default_recipe
         self._encoder = encoder
@@ -141,8 +144,7 @@ class Engine:
         started = time.perf_counter()
         self._check(texts)
         each = [recipes] * len(texts) if isinstance(recipes, Recipe) else list(recipes)
-        if len(each) != len(texts):
-            raise BadTexts(f"{len(texts)} texts and {len(each)} recipes; a list of recipes has one for every text")
+        _check_length(texts, each)
         keys = self._keys(each)
         known = Recollection(self.predictions if cache else None, keys, texts)
         unknown = known.unknown()
@@ -168,6 +170,28 @@ class Engine:
                 total=(time.perf_counter() - started) * 1e3,
             ),
         )
+
+    async def predict_adaptively(
+        self,
+        texts: Sequence[Text],
+        wanted: Sequence[Recipe | Auto],
+        segments: Sequence[str | None],
+        function: str | None = None,
+        cache: bool = True,
+    ) -> tuple[Answer, list[Choice]]:
+        """`predict`, with a t chosen for each text that asks for one, and what chose it.
+
+        Raises `UnknownSegments` too, where nothing was fitted to choose by.
+        """
+        self._check(texts)
+        _check_length(texts, wanted)
+
+        async def look(texts: Sequence[Text], recipe: Recipe) -> Tensor:
+            answer = await self.predict(texts, recipe, "none", cache)
+            return torch.tensor([prediction.scores for prediction in answer.predictions])
+
+        choices = await self.adaptive.choose(texts, wanted, segments, look)
+        return await self.predict(texts, [choice.recipe for choice in choices], function, cache), choices
 
     async def _run_unknown(
         self, rows: Mapping[int, Row], recipes: Sequence[Recipe], known: Recollection
@@ -272,6 +296,11 @@ def _tempered(logits: Tensor, recipes: Sequence[Recipe]) -> Tensor:
     if temperatures.count(MICRO) == len(temperatures):
         return logits
     return logits / (torch.tensor(temperatures) / MICRO)[:, None]
+
+
+def _check_length(texts: Sequence[Text], recipes: Sequence[Recipe | Auto]) -> None:
+    if len(recipes) != len(texts):
+        raise BadTexts(f"{len(texts)} texts and {len(recipes)} recipes; a list of recipes has one for every text")
 
 
 def _common(sources: Sequence[str]) -> str:

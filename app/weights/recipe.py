@@ -172,7 +172,7 @@ class Cookbook:
         if text.startswith("exp:"):
             raise BadRecipe(f"{_shown(text)} names an experiment, which only predict may ask for. {self._offer}")
         if re.search(r"@\s*auto\b", text):
-            raise BadRecipe(f"{_shown(text)} asks for an automatic t; this version has none yet. {self._offer}")
+            raise BadRecipe(f"{_shown(text)} is no blend: VARIANT@auto gives each text of /v1/predict its own t, alone")
 
     def _add_term(self, t: dict[str, Ends], term: str, whole: str) -> None:
         path, at, number = term.partition("@")

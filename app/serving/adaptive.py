@@ -1,0 +1,158 @@
+"""A t for each text: `finance@auto` by the segment that it comes from, `finance@auto:entropy` by how sure the ends are.
+
+A segment that the caller names is looked up in a table. Where none is named, a router guesses it from the words and the
+t's of all segments are mixed by how likely each one is, which loses less than betting on the likeliest. A segment that
+the table lacks gets the t that is best for all: traffic goes on when a channel is opened, and the reply says `pooled`.
+
+What comes out is an ordinary recipe for each text, and a batch takes any of them side by side. A t that is computed is
+rounded to hundredths, so that blends and remembered predictions are shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.errors import UnknownSegments
+from app.models.tokens import Text
+from app.serving.segment_table import Entropy, SegmentTable
+from app.weights.arena import BASE
+from app.weights.recipe import Cookbook, Recipe
+
+AUTO = re.compile(r"\s*([A-Za-z0-9_-]+)\s*@\s*auto\s*(:\s*entropy\s*)?")
+DIGITS = 2
+
+By = Literal["segment", "router", "pooled", "entropy"]
+Look = Callable[[Sequence[Text], Recipe], Awaitable[Tensor]]
+"""Gives the logits (N, C) of texts."""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A t of this variant is to be chosen for each text."""
+
+    variant: str
+    by_entropy: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a text is run with. `by` tells what chose its t, None where the caller did; `segment` is the one that was
+    named, or the likeliest."""
+
+    recipe: Recipe
+    by: By | None = None
+    segment: str | None = None
+
+
+def automatic(recipe: object) -> Auto | None:
+    """What `finance@auto`, or `{"variant": "finance", "t": "auto"}`, asks for; None for any other recipe."""
+    if isinstance(recipe, Mapping) and set(recipe) == {"variant", "t"} and isinstance(recipe["t"], str):
+        recipe = f"{recipe['variant']}@{recipe['t']}"
+    found = AUTO.fullmatch(recipe) if isinstance(recipe, str) else None
+    return Auto(found[1], found[2] is not None) if found else None
+
+
+class Adaptive:
+    """Chooses a recipe for each text from the tables of the variants. `chosen` counts what t's were chosen by."""
+
+    def __init__(self, cookbook: Cookbook, tables: Mapping[str, SegmentTable]) -> None:
+        self.tables = dict(tables)
+        self.chosen: Counter[str] = Counter()
+        self._cookbook = cookbook
+
+    def table(self, variant: str) -> SegmentTable:
+        """Raises `UnknownVariant`, and `UnknownSegments` where nothing was fitted for it."""
+        self._cookbook.read(variant)
+        if variant not in self.tables:
+            there = ", ".join(sorted(self.tables)) or "none"
+            raise UnknownSegments(
+                f"no t's by segment were fitted for {variant!r}; there are some for: {there}. `tween segments DATA "
+                f"--variant {variant}` fits them; name its segments.json in the bank file, or PUT it to "
+                f"/v1/segments/{variant}"
+            )
+        return self.tables[variant]
+
+    async def choose(
+        self, texts: Sequence[Text], wanted: Sequence[Recipe | Auto], segments: Sequence[str | None], look: Look
+    ) -> list[Choice]:
+        """A recipe for each text, which asks for one or for an automatic t. `look` runs the ends for `:entropy`.
+
+        Raises as `table` does.
+        """
+        made: dict[int, Choice] = {}
+        by_auto: dict[Auto, list[int]] = {}
+        for index, asked in enumerate(wanted):
+            if isinstance(asked, Auto):
+                by_auto.setdefault(asked, []).append(index)
+            else:
+                made[index] = Choice(asked)
+        tables = {auto: self.table(auto.variant) for auto in by_auto}
+        for auto, indices in by_auto.items():
+            mine = [texts[index] for index in indices]
+            if auto.by_entropy:
+                choices = await self._by_entropy(tables[auto], mine, look)
+            else:
+                choices = self._by_segment(tables[auto], mine, [segments[index] for index in indices])
+            made |= zip(indices, choices, strict=True)
+            self.chosen.update(str(choice.by) for choice in choices)
+        return [made[index] for index in range(len(texts))]
+
+    def _by_segment(self, table: SegmentTable, texts: Sequence[Text], segments: Sequence[str | None]) -> list[Choice]:
+        guessed = iter(self._routed(table, [t for t, s in zip(texts, segments, strict=True) if s is None]))
+        return [next(guessed) if segment is None else self._looked_up(table, segment) for segment in segments]
+
+    def _looked_up(self, table: SegmentTable, segment: str) -> Choice:
+        setting = table.segments.get(segment)
+        if setting is None:
+            return Choice(self._recipe(table, table.pooled.t, table.pooled.temperature), "pooled")
+        return Choice(self._recipe(table, setting.t, setting.temperature), "segment", segment)
+
+    def _routed(self, table: SegmentTable, texts: Sequence[Text]) -> list[Choice]:
+        """t and log T of all segments, mixed by how likely each one is."""
+        if not texts:
+            return []
+        if table.router is None:
+            pooled = Choice(self._recipe(table, table.pooled.t, table.pooled.temperature), "pooled")
+            return [pooled] * len(texts)
+        settings = [table.segments[name] for name in table.router.segments]
+        values = torch.tensor([[s.t, s.temperature] for s in settings])
+        values[:, 1].log_()
+        likely = table.router.probabilities(texts)
+        mixed = likely @ values
+        return [
+            Choice(self._recipe(table, t, temperature), "router", table.router.segments[best])
+            for t, temperature, best in zip(
+                mixed[:, 0].tolist(), mixed[:, 1].exp().tolist(), likely.argmax(dim=1).tolist(), strict=True
+            )
+        ]
+
+    async def _by_entropy(self, table: SegmentTable, texts: Sequence[Text], look: Look) -> list[Choice]:
+        entropy = table.entropy
+        if entropy is None:
+            raise UnknownSegments(f"no gain of entropies was fitted for {table.variant!r}; it has t's by segment alone")
+        ends = (self._cookbook.read(name) for name in (BASE, table.variant))
+        ts = t_of_entropies(entropy, *await asyncio.gather(*(look(texts, end) for end in ends)))
+        return [Choice(self._recipe(table, t, entropy.temperature), "entropy") for t in ts.tolist()]
+
+    def _recipe(self, table: SegmentTable, t: float, temperature: float) -> Recipe:
+        return self._cookbook.read(f"{table.variant}@{t:.{DIGITS}f};temperature={temperature:.{DIGITS}f}")
+
+
+def t_of_entropies(fitted: Entropy, base: Tensor, variant: Tensor) -> Tensor:
+    """t (N,) from the logits (N, C) of both ends."""
+    difference = _entropies(base / fitted.base_temperature) - _entropies(variant / fitted.variant_temperature)
+    return torch.sigmoid(fitted.gain * difference + fitted.offset)
+
+
+def _entropies(logits: Tensor) -> Tensor:
+    """Entropy (N,) of softmax(logits), nats."""
+    log_p = torch.log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1)

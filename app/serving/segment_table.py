@@ -1,0 +1,167 @@
+"""A t for each segment, and what guesses the segment of a text: what `tween segments` fits, as one JSON file.
+
+Weights of the router are float16 in base64, for a file of about a hundred kilobytes that can be sent and put live.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.errors import BadSegments
+from app.serving.router import BUCKETS, Router
+
+FORMAT = "tween segments 1"
+MAX_SEGMENTS = 1_000
+MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A t and the temperature that fits there, the interval (95 %) of t, and how many labelled texts told so."""
+
+    t: float
+    temperature: float
+    interval: tuple[float, float]
+    texts: int
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """t = sigmoid(gain (H_base - H_variant) + offset), of the entropies at each end's own temperature (nats).
+
+    gain 1 and offset 0 are DaWin (arXiv 2410.03782). `temperature` is that of the answer.
+    """
+
+    gain: float
+    offset: float
+    base_temperature: float
+    variant_temperature: float
+    temperature: float
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentTable:
+    """What was fitted for one variant on the bank of that fingerprint; `pooled` is the best single t of all texts."""
+
+    variant: str
+    bank: str
+    pooled: Setting
+    segments: Mapping[str, Setting]
+    router: Router | None
+    entropy: Entropy | None
+
+    def checked(self, variant: str, variants: Sequence[str]) -> SegmentTable:
+        """Itself, if it is the table of this variant of the bank; else raises `BadSegments`."""
+        if self.variant != variant or variant not in variants:
+            raise BadSegments(f"a table for {self.variant!r} is given for {variant!r}; loaded: {', '.join(variants)}")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; `table_of` reads it back."""
+        return {
+            "format": FORMAT,
+            "variant": self.variant,
+            "bank": self.bank,
+            "pooled": asdict(self.pooled),
+            "segments": {name: asdict(setting) for name, setting in self.segments.items()},
+            "entropy": None if self.entropy is None else asdict(self.entropy),
+            "router": None if self.router is None else _written(self.router),
+        }
+
+
+def read_table(path: Path) -> SegmentTable:
+    """The table in a file; raises `BadSegments`."""
+    try:
+        return table_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BadSegments(f"{path} cannot be read: {error}") from error
+    except BadSegments as error:
+        raise BadSegments(f"{path}: {error}") from error
+
+
+def table_of(document: object) -> SegmentTable:
+    """The table that `document` wrote; raises `BadSegments` with the first thing that does not fit."""
+    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+        raise BadSegments(f"this is no table of segments: its 'format' is not {FORMAT!r}; `tween segments` writes one")
+    try:
+        segments = {_named(name): _setting(value) for name, value in document["segments"].items()}
+        table = SegmentTable(
+            variant=str(document["variant"]),
+            bank=str(document["bank"]),
+            pooled=_setting(document["pooled"]),
+            segments=segments,
+            router=None if document["router"] is None else _router(document["router"], segments),
+            entropy=None if document["entropy"] is None else _entropy(document["entropy"]),
+        )
+    except KeyError as missing:
+        raise BadSegments(f"the table of segments has no entry {missing}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadSegments(f"the table of segments cannot be read: {error}") from None
+    if not 0 < len(segments) <= MAX_SEGMENTS:
+        raise BadSegments(f"the table has {len(segments)} segments; it may have 1 to {MAX_SEGMENTS}")
+    return table
+
+
+def _named(name: str) -> str:
+    if not 0 < len(name) <= MAX_NAME:
+        raise ValueError(f"a segment's name has 1 to {MAX_NAME} characters")
+    return name
+
+
+def _setting(value: Mapping[str, Any]) -> Setting:
+    low, high = value["interval"]
+    return Setting(
+        _number("t", value["t"], 0, 1),
+        _number("temperature", value["temperature"], 0.05, 20),
+        (_number("interval", low, 0, 1), _number("interval", high, 0, 1)),
+        int(value["texts"]),
+    )
+
+
+def _entropy(value: Mapping[str, Any]) -> Entropy:
+    return Entropy(
+        _number("gain", value["gain"], -1_000, 1_000),
+        _number("offset", value["offset"], -1_000, 1_000),
+        *(_number(f, value[f], 0.05, 20) for f in ("base_temperature", "variant_temperature", "temperature")),
+    )
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name} is {str(value)[:20]!r}, and must be a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _written(router: Router) -> dict[str, object]:
+    halves = router.weights.to(torch.float16).numpy().astype("<f2").tobytes()
+    return {
+        "segments": list(router.segments),
+        "buckets": BUCKETS,
+        "bias": router.bias.tolist(),
+        "weights": base64.b64encode(halves).decode(),
+    }
+
+
+def _router(value: Mapping[str, Any], segments: Mapping[str, Setting]) -> Router:
+    names = tuple(value["segments"])
+    strangers = [name for name in names if name not in segments]
+    if strangers or not names:
+        raise ValueError(f"the router tells {strangers[:1] or 'no segment'} apart, which the table does not have")
+    if value["buckets"] != BUCKETS:
+        raise ValueError(f"the router has {value['buckets']} places for words, and this version has {BUCKETS}")
+    raw = bytearray(base64.b64decode(value["weights"], validate=True))
+    if len(raw) != 2 * BUCKETS * len(names) or len(value["bias"]) != len(names):
+        raise ValueError("the router's weights do not fit its segments")
+    weights = torch.frombuffer(raw, dtype=torch.float16).float().reshape(BUCKETS, len(names))
+    bias = torch.tensor([float(b) for b in value["bias"]])
+    if not (torch.isfinite(weights).all() and all(map(math.isfinite, bias.tolist()))):
+        raise ValueError("the router's weights are not all finite")
+    return Router(names, weights, bias)
