@@ -158,6 +158,7 @@ class VariantReply(BaseModel):
     source: str
     delta_norm: float = Field(description="Euclidean length of variant - base")
     angles: dict[str, float] = Field(description="angle to the other variants' deltas, degrees")
+    warnings: list[str] = Field(description="what is doubtful about it, a sentence each")
 
 
 class BankReply(BaseModel):
@@ -302,6 +303,7 @@ async def bank(engine: TheEngine) -> BankReply:
             source=bank.sources[name],
             delta_norm=bank.delta_norms[i],
             angles={other: bank.delta_angles[i][j] for j, other in enumerate(bank.variants) if j != i},
+            warnings=bank.warnings.get(name, []),
         )
         for i, name in enumerate(bank.variants)
     ]

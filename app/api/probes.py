@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.api.problems import Problem
 from app.errors import Draining, Loading
@@ -34,6 +34,7 @@ class Ready(BaseModel):
     status: Literal["ready"] = "ready"
     redis: Literal["ok", "degraded", "none"]
     fingerprint: str
+    warnings: dict[str, list[str]] = Field(description="by variant, what is doubtful about it; GET /v1/bank tells more")
 
 
 router = APIRouter(tags=["probes"])
@@ -51,6 +52,11 @@ async def ready(request: Request, engine: TheEngine) -> Ready:
     if request.app.state.draining:
         raise Draining("this pod was told to leave: it serves what comes, but send it nothing more")
     return Ready(redis=await engine.blends.shared_state(), fingerprint=engine.bank.fingerprint)
+    return Ready(
+        redis=await engine.blends.shared_state(),
+        fingerprint=engine.bank.fingerprint,
+        warnings=engine.bank.warnings,
+    )
 
 
 @router.get("/", include_in_schema=False)

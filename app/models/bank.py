@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import time
 import tomllib
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import BadBank
+from app.models import admission
 from app.models.architectures import architecture_of
 from app.models.checkpoint import (
     Checkpoint,
@@ -48,8 +48,6 @@ VOLATILE_CONFIG = frozenset(
     " output_attentions output_hidden_states return_dict chunk_size_feed_forward name_or_path".split()
 )
 """Fields that may differ between members without changing what the weights mean. Dropout is another."""
-
-PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,8 @@ class BankSpec:
 class Bank:
     """Base and variants: what is known of them and, in the arena, their weights (`models/card.py` is a bank without).
 
-    `delta_norms` (V) and `delta_angles` (V, V) say how far apart they lie.
+    `delta_norms` (V) and `delta_angles` (V, V) say how far apart they lie, `warnings` what is doubtful about a variant,
+    and `folders` where members came from on this machine.
     """
 
     def __init__(
@@ -117,6 +116,8 @@ class Bank:
         fingerprint: str,
         delta_norms: list[float],
         delta_angles: list[list[float]],
+        warnings: Mapping[str, list[str]],
+        folders: Mapping[str, Path],
     ) -> None:
         self.arena = arena
         self.labels = labels
@@ -130,6 +131,8 @@ class Bank:
         self.fingerprint = fingerprint
         self.delta_norms = delta_norms
         self.delta_angles = delta_angles
+        self.warnings = dict(warnings)
+        self.folders = dict(folders)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -209,11 +212,17 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     for parameter in base.tensors:
         owners[parameter].add(BASE)
     arena.add(BASE, base.tensors)
+    files, doubts = admission.look_at(folders[BASE]), dict[str, list[str]]()
     for name in spec.variants:
         variant = read_checkpoint(name, folders[name], labels)
         _check_tensors(variant, layout)
         if variant.tokenizer is not None:
             _check_tokenizer(name, base.tokenizer, variant.tokenizer)
+        doubts[name] = [
+            *admission.doubts_about_labels(base.labels, variant.labels),
+            *([] if variant.tokenizer is not None else ["it brings no tokenizer: the base's is used"]),
+            *admission.doubts_about_files(files, admission.look_at(folders[name])),
+        ]
         arena.add(name, _aligned(variant, labels))
         for parameter in variant.tensors:
             owners[parameter].add(name)
@@ -229,6 +238,11 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     network = Network.of(base.model, layout)
     network.release(arena[BASE])
     products = geometry.gram(arena.rows)
+    for name, more in admission.doubts_about_weights(arena, products).items():
+        doubts[name] += [*more, *admission.doubts_about_path(folders[name], arena, name)]
+    for name, sentences in doubts.items():
+        for sentence in sentences:
+            log.warning("%s: %s", name, sentence)
     bank = Bank(
         arena,
         network,
@@ -238,6 +252,8 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
         _fingerprint(_about(network.config, labels, arena, base.tokenizer), arena),
         geometry.norms(products).tolist(),
         geometry.angles(products).tolist(),
+        admission.with_any(doubts),
+        folders,
     )
     log.info("bank loaded: %s, %.1f s", ", ".join(arena.names), time.perf_counter() - started)
     return bank

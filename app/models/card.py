@@ -63,6 +63,7 @@ def write_card(bank: Bank) -> bytes:
         "variants": bank.variants,
         "norms": bank.delta_norms,
         "angles": bank.delta_angles,
+        "warnings": bank.warnings,
     }
     text = json.dumps(body)
     return zlib.compress(json.dumps({"checksum": _digest(text), "body": text}).encode())
@@ -120,6 +121,8 @@ def _bank(body: Mapping[str, Any], device: torch.device) -> Bank:
         body["fingerprint"],
         body["norms"],
         body["angles"],
+        body["warnings"],
+        {},
     )
 
 

@@ -135,15 +135,23 @@ def add_barrier(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="DATA", help="texts, with or without labels: CSV, JSON lines or parquet")
     command.add_argument("--out", type=Path, help="write barrier.json there")
     add_common(command)
+    command.add_argument(
+        "--record",
+        action="store_true",
+        help="keep the verdict beside the variant, so that a service tells of it (only of a line from the base)",
+    )
+    _common(command)
 
 
 def run_barrier(options: argparse.Namespace, load: Load, store: Path) -> int:
     """Measure the barrier along a line, and print the verdict."""
+    from app.models.admission import Recorded, digest_of, record_barrier
     from app.search.barrier import barrier
     from app.search.passes import FolderStore, Passes
 
     provider = load(options)
     line = line_of(options, provider)
+    variant = _variant_at_the_end(line) if options.record else None
     dataset = dataset_of_path(options.data, provider, columns_of(options), labelled=False)
     with progress("barrier") as on_progress:
         found = barrier(line, dataset, Passes(provider, FolderStore(store), on_progress))
@@ -155,10 +163,20 @@ def run_barrier(options: argparse.Namespace, load: Load, store: Path) -> int:
                 f"{100 * at.error_above:+.1f} points"
             )
     print(f"\n{found.sentence}")
+    if variant is not None:
+        recorded = Recorded(digest_of(provider.bank.arena, variant), found.connected, found.sentence)
+        print(f"Recorded in {record_barrier(provider.bank.folders[variant], recorded)}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "barrier.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _variant_at_the_end(line: Line) -> str:
+    """The variant that a line leads to from the base."""
+    if line.start_name != "base" or line.end_name not in line.cookbook.variants:
+        raise BadData(f"--record: {line.text} is no line from the base to a variant, beside which it could be kept")
+    return line.end_name
 
 
 def question_of(options: argparse.Namespace, provider: LocalProvider) -> Question:

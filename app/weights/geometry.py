@@ -30,6 +30,16 @@ def products_of(norms: Sequence[float], angles: Sequence[Sequence[float]]) -> li
     ]
 
 
+def against_base(rows: Tensor) -> tuple[float, Tensor]:
+    """The squared length of the base, and its inner product with each delta, (V,) in float64."""
+    length, products = 0.0, torch.zeros(len(rows) - 1, dtype=torch.float64)
+    for start in range(0, rows.shape[1], CHUNK):
+        part = rows[:, start : start + CHUNK].double()
+        length += float(part[0] @ part[0])
+        products += ((part[1:] - part[0]) @ part[0]).cpu()
+    return length, products
+
+
 def norms(products: Tensor) -> Tensor:
     """Euclidean length of each delta, (V,)."""
     return products.diagonal().clamp(min=0).sqrt()
