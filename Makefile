@@ -9,12 +9,12 @@ TORCH ?= torch==2.13.0
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint bench soak chaos clean
+.PHONY: demo test lint bench soak chaos lock rules image clean
 
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
 
-test: lint
+test: lint .venv/policy/bin/checkov .venv/debian
 	$(BIN)/python -m pytest
 
 lint: .venv/dev
@@ -32,6 +32,22 @@ soak: .venv/dev
 chaos: .venv/dev
 	$(BIN)/python -m pytest tests/test_chaos.py
 	$(BIN)/python -m tests.promises
+
+# What the image installs, with hashes and without addresses; torch and what only torch with CUDA needs, apart.
+lock: .venv/dev
+	echo '$(firstword $(TORCH))' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-emit-index-url --constraints /dev/stdin --extra demo --extra sweep pyproject.toml \
+	  | awk '/^[a-z]/ { file = /^(torch|triton|cuda-|nvidia-)/ ? "requirements-cuda.lock" : "requirements.lock" } { print > file }'
+
+# The alerts for Prometheus' operator, from the file that everybody else reads.
+rules:
+	sed '/^#/d; s/^./  &/' k8s/monitoring/tween.rules.yml > .venv/rules
+	sed -n -i '1,/^spec:/p' k8s/monitoring/rules.yaml
+	cat .venv/rules >> k8s/monitoring/rules.yaml
+
+# Builds the image and runs it, on Debian and without a Docker engine: needs root, and the packages that it names.
+image: .venv/dev
+	$(BIN)/python -m tests.image
 
 clean:
 	rm -rf .venv
@@ -52,3 +68,13 @@ clean:
 .venv/dev: .venv/torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/demo
+
+# The policy checker pins versions that this project does not want, so it lives apart.
+.venv/policy/bin/checkov: .venv/torch
+	$(PYTHON) -m venv .venv/policy
+	.venv/policy/bin/python -m pip install --quiet 'checkov>=3.3,<4'
+
+# promtool, unpacked from Debian's package and not installed. Where that cannot be had, its tests are skipped.
+.venv/debian: .venv/torch
+	command -v promtool || (cd .venv && apt-get download --quiet prometheus && dpkg -x prometheus_*.deb debian) || true
+	mkdir -p $@

@@ -1,0 +1,231 @@
+"""What Kubernetes is told fits its schemas, a policy checker, and the service itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from kustomize import OVERLAYS, ROOT, containers, manifests, of_kind, pods, rendered, servers
+
+from app import __main__ as command_line
+from app import __version__
+from app.main import create_app
+from app.models.bank import BankSpec
+from app.settings import Settings, variable
+
+KUBERNETES = ("1.32", "1.37")
+"""The oldest version that runs these (a sleep as preStop), and the newest whose schemas are at hand."""
+
+FOREIGN = {"ServiceMonitor", "PrometheusRule"}
+"""Kinds that operators bring, whose schemas are not among Kubernetes' own."""
+
+OF_LIBRARIES = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN"}
+IN_FLIGHT_S = 20
+"""How long uvicorn waits for what is in flight (`timeout_graceful_shutdown` in app/__main__.py)."""
+
+DRAIN_S = getattr(Settings(), "drain_s", 15.0)
+
+POLICY = ROOT / ".venv" / "policy" / "bin" / "checkov"
+NOT_OURS = {
+    "CKV_K8S_15": "tags are versions, so there is no need to pull them again and again",
+    "CKV_K8S_35": "REDIS_URL and the keys are settings, and settings are variables",
+    "CKV_K8S_43": "the digest is known to whoever pushes the image",
+    "CKV_DOCKER_7": "the last stage is another name of an earlier one",
+}
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_fit_the_schemas_of_kubernetes(overlay: str, version: str) -> None:
+    for manifest in manifests(overlay):
+        if manifest["kind"] not in FOREIGN:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_a_misspelt_field_does_not_fit() -> None:
+    """What the test above relies on: without `strict` this passes."""
+    deployment = json.loads(json.dumps(of_kind("cpu", "Deployment")[0]))
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    container["livenesProbe"] = container.pop("livenessProbe")
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenesProbe"):
+        kubernetes_validate.validate(deployment, KUBERNETES[0], strict=True)
+
+
+def test_a_policy_checker_finds_nothing(tmp_path: Path) -> None:
+    if not POLICY.exists():
+        pytest.skip("no checkov, which has to live apart from what is installed here: make .venv/policy/bin/checkov")
+    for overlay in OVERLAYS:
+        (tmp_path / f"{overlay}.yaml").write_text(rendered(ROOT / "k8s" / "overlays" / overlay), encoding="utf-8")
+    (tmp_path / "Dockerfile").write_bytes((ROOT / "Dockerfile").read_bytes())
+    command = [str(POLICY), "--directory", str(tmp_path), "--framework", "kubernetes", "dockerfile"]
+    options = ["--skip-download", "--quiet", "--compact", "--output", "json", "--skip-check", ",".join(NOT_OURS)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, check=False)
+    reports = json.loads(done.stdout)
+    assert {report["check_type"] for report in reports} == {"kubernetes", "dockerfile"}
+    failed = [(f["check_id"], f["check_name"], f["resource"]) for r in reports for f in r["results"]["failed_checks"]]
+    assert not failed
+    assert all(report["summary"]["passed"] > 50 for report in reports)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_variable_is_a_setting_with_a_value_that_it_takes(overlay: str) -> None:
+    maps = {m["metadata"]["name"]: m["data"] for m in of_kind(overlay, "ConfigMap")}
+    for name, pod in servers(overlay):
+        for container in containers(pod):
+            given = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+            for source in container.get("envFrom", []):
+                given |= maps[source["configMapRef"]["name"]] if "configMapRef" in source else {}
+            strangers = set(given) - {variable(field) for field in Settings.model_fields} - OF_LIBRARIES
+            assert not strangers, f"{name} sets {strangers}"
+            Settings.from_environment({key: value for key, value in given.items() if value is not None})
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_arguments_are_those_of_the_command_line(overlay: str) -> None:
+    for _, pod in servers(overlay):
+        for container in containers(pod):
+            command_line._parser().parse_args(container["args"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_probes_ask_what_the_service_answers_on_its_port(overlay: str) -> None:
+    app = create_app(Settings(), BankSpec.from_options("nowhere", []), on_failure=lambda error: None)
+    paths = set(app.openapi()["paths"])
+    for _, pod in servers(overlay):
+        (container,) = pod["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports == {"http": Settings().port}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            asked = container[probe]["httpGet"]
+            assert asked["path"] in paths and asked["port"] in ports
+        # Redis away or a long queue make a pod slower; being restarted would make it slower still.
+        assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+        assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_has_the_time_to_drain(overlay: str) -> None:
+    source = Path(command_line.__file__).read_text(encoding="utf-8")
+    assert f"timeout_graceful_shutdown={IN_FLIGHT_S}" in source
+    for name, pod in servers(overlay):
+        (container,) = pod["spec"]["containers"]
+        before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pod["spec"]["terminationGracePeriodSeconds"] >= before + DRAIN_S + IN_FLIGHT_S, name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_restricted(overlay: str) -> None:
+    """The profile `restricted` of Pod Security, which the namespace demands, and a root file system without writes."""
+    (namespace,) = of_kind(overlay, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for _, pod in pods(overlay):
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in containers(pod):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False and context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_selectors_meet_the_pods_that_they_mean(overlay: str) -> None:
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(overlay)}
+
+    def met(selector: dict[str, str]) -> set[str]:
+        return {name for name, has in labels.items() if selector.items() <= has.items()}
+
+    for maker in of_kind(overlay, "Deployment", "StatefulSet"):
+        assert met(maker["spec"]["selector"]["matchLabels"]) == {maker["metadata"]["name"]}
+    for service in of_kind(overlay, "Service"):
+        assert met(service["spec"]["selector"]) == {service["metadata"]["name"]}
+    for budget in of_kind(overlay, "PodDisruptionBudget"):
+        assert met(budget["spec"]["selector"]["matchLabels"]) == {budget["metadata"]["name"]}
+    for policy in of_kind(overlay, "NetworkPolicy"):
+        selector = policy["spec"]["podSelector"].get("matchLabels", {})
+        assert met(selector), f"{policy['metadata']['name']} is about nobody"
+        for peer in (peer for rule in policy["spec"].get("ingress") or [] for peer in rule.get("from", [])):
+            if "podSelector" in peer:
+                assert met(peer["podSelector"].get("matchLabels", {}))
+    for scaler in of_kind(overlay, "HorizontalPodAutoscaler"):
+        assert scaler["spec"]["scaleTargetRef"]["name"] in labels
+    for _, pod in servers(overlay):
+        spreads = pod["spec"]["topologySpreadConstraints"]
+        assert {spread["topologyKey"] for spread in spreads} == {
+            "topology.kubernetes.io/zone",
+            "kubernetes.io/hostname",
+        }
+        assert all(
+            spread["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items() for spread in spreads
+        )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_pods_mount_is_there(overlay: str) -> None:
+    maps = {m["metadata"]["name"] for m in of_kind(overlay, "ConfigMap")}
+    claims = {m["metadata"]["name"] for m in of_kind(overlay, "PersistentVolumeClaim")}
+    for maker in of_kind(overlay, "Deployment", "StatefulSet"):
+        pod = maker["spec"]["template"]
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        claimed = {claim["metadata"]["name"] for claim in maker["spec"].get("volumeClaimTemplates", [])}
+        for volume in volumes.values():
+            assert volume.get("configMap", {}).get("name", None) in maps | {None}
+            assert volume.get("persistentVolumeClaim", {}).get("claimName", None) in claims | {None}
+        for container in containers(pod):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes) | claimed
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_bank_files_can_be_read(overlay: str, tmp_path: Path) -> None:
+    for number, data in enumerate(m["data"] for m in of_kind(overlay, "ConfigMap") if "bank.toml" in m["data"]):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(data["bank.toml"], encoding="utf-8")
+        assert BankSpec.from_toml(file).variants
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_are_of_this_version(overlay: str) -> None:
+    for _, pod in servers(overlay):
+        for container in containers(pod):
+            name, _, tag = container["image"].rpartition(":")
+            assert name.rpartition("/")[2] == "tween" and tag.partition("-")[0] == __version__
+
+
+def test_a_reader_needs_no_models_and_the_gpu_is_asked_for() -> None:
+    (reader,) = [pod for name, pod in servers("fleet") if name == "tween-readers"]
+    (container,) = reader["spec"]["containers"]
+    assert "--from-redis" in container["args"]
+    assert {volume["name"] for volume in reader["spec"]["volumes"]} == {"tmp"}
+    assert not reader["spec"].get("initContainers")
+
+    ((_, gpu),) = servers("gpu")
+    (container,) = gpu["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["image"].endswith("-cuda")
+
+
+def test_redis_keeps_what_it_was_told() -> None:
+    """What has no time to live stays: neither is it evicted nor lost with the process."""
+    settings = dict(
+        line.split(maxsplit=1)
+        for line in (ROOT / "k8s/components/redis/redis.conf").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    )
+    assert settings["appendonly"] == "yes"
+    assert settings["maxmemory-policy"].startswith("volatile-")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "k8s" / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_examples_name_what_exists(path: Path) -> None:
+    for manifest in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        if manifest["kind"] == "Application":
+            assert (ROOT / manifest["spec"]["source"]["path"] / "kustomization.yaml").is_file()
+        for container in manifest["spec"].get("predictor", {}).get("containers", []):
+            command_line._parser().parse_args(container["args"])
+            known = {variable(field) for field in Settings.model_fields} | OF_LIBRARIES
+            assert {entry["name"] for entry in container.get("env", [])} <= known
