@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import kubernetes_validate
 import pytest
 import yaml
 from kustomize import OVERLAYS, ROOT, containers, manifests, of_kind, pods, rendered, servers
+from redis import Redis
+from redis.exceptions import AuthenticationError
+from servers import free_port, until
 
 from app import __main__ as command_line
 from app import __version__
+from app.cache.private_redis import find_server
 from app.main import create_app
 from app.models.bank import BankSpec
 from app.settings import Settings, variable
@@ -209,15 +214,31 @@ def test_a_reader_needs_no_models_and_the_gpu_is_asked_for() -> None:
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["image"].endswith("-cuda")
 
 
-def test_redis_keeps_what_it_was_told() -> None:
-    """What has no time to live stays: neither is it evicted nor lost with the process."""
-    settings = dict(
-        line.split(maxsplit=1)
-        for line in (ROOT / "k8s/components/redis/redis.conf").read_text(encoding="utf-8").splitlines()
-        if not line.startswith("#")
+def test_redis_starts_as_it_is_told(tmp_path: Path) -> None:
+    """With its password, and so that what has no time to live stays: neither evicted nor lost with the process."""
+    (stateful,) = of_kind("cpu", "StatefulSet")
+    shell, option, script = stateful["spec"]["template"]["spec"]["containers"][0]["command"]
+    server, port = find_server(), free_port()
+    assert server is not None
+    config = (ROOT / "k8s/components/redis/redis.conf").read_text(encoding="utf-8")
+    (tmp_path / "redis.conf").write_text(
+        config.replace("dir /data", f"dir {tmp_path}") + f"port {port}\n", encoding="utf-8"
     )
-    assert settings["appendonly"] == "yes"
-    assert settings["maxmemory-policy"].startswith("volatile-")
+    script = script.replace("/config/redis.conf", str(tmp_path / "redis.conf")).replace("redis-server", server)
+    process = subprocess.Popen(
+        [shell, option, script], env={**os.environ, "REDISCLI_AUTH": "hunter2"}, stdout=subprocess.DEVNULL
+    )
+    try:
+        with Redis(port=port, password="hunter2", decode_responses=True) as client:
+            until(client.ping)
+            assert client.config_get("appendonly") == {"appendonly": "yes"}
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "volatile-lru"}
+        with Redis(port=port) as stranger, pytest.raises(AuthenticationError):
+            stranger.ping()
+        assert b"hunter2" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    finally:
+        process.terminate()  # reaches Redis itself, because the shell has become it
+        assert process.wait(timeout=10) == 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "k8s" / "examples").glob("*.yaml")), ids=lambda path: path.name)
