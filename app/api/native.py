@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
@@ -19,7 +20,7 @@ from app.api.direct import Handler, json_only, read_json, write_json
 from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answer, experiments_of, meet
 from app.api.probes import TheEngine, engine_of
 from app.api.problems import Problem
-from app.errors import BadTexts
+from app.errors import BadRecipe, BadTexts
 from app.serving.adaptive import Choice, automatic
 from app.serving.blends import Cached
 from app.serving.engine import Answer, Engine
@@ -262,6 +263,10 @@ async def predict(
     given, texts = body.recipe, body.as_list()
     many, each = isinstance(given, list), given if isinstance(given, list) else [given]
     met = meet(experiments, each, unit if body.unit is None else body.unit, body.attributes, len(texts))
+    if any(automatic(one) for one in each):
+        if met is not None:
+            raise BadRecipe("one call asks for an experiment and for an automatic t; send two calls")
+        return await _predict_adaptively(engine, body, each if many else each * len(texts))
     if met is None:
         recipes = [_recipe(engine, one) for one in each]
         shown = await engine.predict(texts, recipes if many else recipes[0], body.function, body.cache)
@@ -270,16 +275,15 @@ async def predict(
         shown = await answer(experiments, engine, texts, recipes, met, body.function, body.cache)
         many = many or met.many
     return _reply(shown, engine.bank.labels, body.top_k, many, met)
-    given = body.recipe
-    segments = body.segments()
-    if any(automatic(one) for one in (given if isinstance(given, list) else [given])):
-        each = given if isinstance(given, list) else [given] * len(segments)
-        wanted = [automatic(one) or _recipe(engine, one) for one in each]
-        answer, choices = await engine.predict_adaptively(body.as_list(), wanted, segments, body.function, body.cache)
-        return _reply(answer, engine.bank.labels, body.top_k, many=True, choices=choices)
-    recipes = [_recipe(engine, one) for one in given] if isinstance(given, list) else _recipe(engine, given)
-    answer = await engine.predict(body.as_list(), recipes, body.function, body.cache)
-    return _reply(answer, engine.bank.labels, body.top_k, many=isinstance(given, list))
+
+
+async def _predict_adaptively(
+    engine: Engine, body: PredictRequest, each: Sequence[str | dict[str, Any] | None]
+) -> PredictReply:
+    """With a t for each text, where its recipe asks for one."""
+    wanted = [automatic(one) or _recipe(engine, one) for one in each]
+    shown, choices = await engine.predict_adaptively(body.as_list(), wanted, body.segments(), body.function, body.cache)
+    return _reply(shown, engine.bank.labels, body.top_k, many=True, choices=choices)
 
 
 async def predict_directly(request: Request) -> Response:
@@ -386,9 +390,13 @@ def _cached(blend: Cached) -> CachedReply:
     return CachedReply.model_validate(blend, from_attributes=True)
 
 
-def _reply(answer: Answer, labels: list[str], top_k: int | None, many: bool, met: Met | None) -> PredictReply:
 def _reply(
-    answer: Answer, labels: list[str], top_k: int | None, many: bool, choices: list[Choice] | None = None
+    answer: Answer,
+    labels: list[str],
+    top_k: int | None,
+    many: bool,
+    met: Met | None = None,
+    choices: list[Choice] | None = None,
 ) -> PredictReply:
     predictions = []
     for index, prediction in enumerate(answer.predictions):

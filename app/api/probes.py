@@ -51,7 +51,6 @@ async def ready(request: Request, engine: TheEngine) -> Ready:
     """Whether requests will be served."""
     if request.app.state.draining:
         raise Draining("this pod was told to leave: it serves what comes, but send it nothing more")
-    return Ready(redis=await engine.blends.shared_state(), fingerprint=engine.bank.fingerprint)
     return Ready(
         redis=await engine.blends.shared_state(),
         fingerprint=engine.bank.fingerprint,

@@ -16,16 +16,16 @@ from app.errors import (
     AliasConflict,
     BadAlias,
     BadData,
-    BadExperiment,
     BadDeadline,
+    BadExperiment,
     BadRecipe,
     BadSegments,
     BadTexts,
     BadUnit,
     BodyTooLarge,
-    ExperimentConflict,
     DeadlinePassed,
     Draining,
+    ExperimentConflict,
     Loading,
     MemberBlend,
     NotDone,
@@ -98,8 +98,7 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     name = type(error).__name__
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
     headers = {}
-    if isinstance(error, Overloaded | Loading | WorkerLost | RedisAway | SpoolFull):
-    if isinstance(error, Overloaded | Draining | Loading | WorkerLost | RedisAway):
+    if isinstance(error, Overloaded | Draining | Loading | WorkerLost | RedisAway | SpoolFull):
         headers["Retry-After"] = str(error.retry_after)
     body = Problem(
         type=f"urn:tween:{words.replace(' ', '-')}",

@@ -54,7 +54,10 @@ def doses_of(recipes: Mapping[str, Recipe]) -> dict[str, float] | None:
     if len(variants) != 1:
         return None
     (variant,) = variants
-    doses = {arm: t.get(variant, 0.0) for arm, t in ts.items()}
+    values = {arm: t.get(variant, 0.0) for arm, t in ts.items()}
+    doses = {arm: t for arm, t in values.items() if isinstance(t, float)}
+    if len(doses) < len(values):  # an arm whose t runs over the layers has no one dose
+        return None
     return doses if len(set(doses.values())) >= FEWEST_DOSES else None
 
 

@@ -134,13 +134,12 @@ def add_barrier(command: argparse.ArgumentParser) -> None:
     """The options of `tween barrier`."""
     command.add_argument("data", metavar="DATA", help="texts, with or without labels: CSV, JSON lines or parquet")
     command.add_argument("--out", type=Path, help="write barrier.json there")
-    add_common(command)
     command.add_argument(
         "--record",
         action="store_true",
         help="keep the verdict beside the variant, so that a service tells of it (only of a line from the base)",
     )
-    _common(command)
+    add_common(command)
 
 
 def run_barrier(options: argparse.Namespace, load: Load, store: Path) -> int:

@@ -1,4 +1,4 @@
-"""Spotify's confidence: bounds of group-sequential tests by its solver (spending alpha f^2), and a two-sample z-test."""
+"""Spotify's confidence: bounds of group-sequential tests by its solver (spending alpha f^2), and a z-test."""
 
 from __future__ import annotations
 
