@@ -139,12 +139,9 @@ def main() -> None:
                 asyncio.run(fleet(pods, redis.url))
             finally:
                 redis.kill()
-    print(
-        f"\nRemembered predictions: {TEXTS:,} texts (Zipf, exponent {ZIPF:g}), {PER_POD:.0f} requests a second and pod\n"
-    )
-    print(
-        "| pods | requests a second | in memory | in Redis | computed | look-ups in Redis a second | writes a second |"
-    )
+    texts = f"{TEXTS:,} texts (Zipf, exponent {ZIPF:g})"
+    print(f"\nRemembered predictions: {texts}, {PER_POD:.0f} requests a second and pod\n")
+    print("| pods | requests/s | in memory | in Redis | computed | look-ups in Redis/s | writes/s |")
     print("|---|---|---|---|---|---|---|")
     for pods in fleets:
         print_hits(pods)
