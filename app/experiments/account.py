@@ -86,6 +86,7 @@ class DoseReport(_Figures):
     quadratic: float
     flat_p: float = Field(description="of no dependence on t at all")
     misfit_p: float | None = Field(description="of the quadratic being right; null where it goes through every arm")
+    sentence: str
 
 
 class MetricReport(_Figures):

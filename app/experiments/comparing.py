@@ -25,6 +25,7 @@ from app.experiments.contrasts import Cell
 from app.experiments.dose import dose_response
 from app.experiments.experiment import Experiment, Metric
 from app.experiments.multiplicity import holm
+from app.experiments.plain_words import dose_sentence
 from app.experiments.sequential import ALPHA, TUNED_FOR, bounds, sequence_critical, sequence_p
 from app.experiments.statistics import (
     FEWEST,
@@ -277,4 +278,5 @@ def _dose(context: Context, metric: Metric, best: Sequence[ByArm]) -> DoseReport
         quadratic=found.quadratic,
         flat_p=found.flat_p,
         misfit_p=found.misfit_p,
+        sentence=dose_sentence(found),
     )

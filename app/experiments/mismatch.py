@@ -52,8 +52,8 @@ def check(phases: Iterable[PhaseSums]) -> Mismatch | None:
         statistic += chi_square(counts, shares)
         degrees += len(arms) - 1
         # Units of different phases are assigned by different salts, so their evidence multiplies.
-        highest = max([highest, *(evidence + log_evidence(at, shares) for at in _walk(phase, arms))])
-        evidence += log_evidence(counts, shares)
+        highest = max([highest, *(evidence + float(log_evidence(at, shares)) for at in _walk(phase, arms))])
+        evidence += float(log_evidence(counts, shares))
         highest = max(highest, evidence)
     if not degrees:
         return None
@@ -66,14 +66,16 @@ def chi_square(counts: Counts, shares: Counts) -> float:
     return float(np.sum((seen - expected) ** 2 / expected))
 
 
-def log_evidence(counts: Counts, shares: Counts, concentration: float = CONCENTRATION) -> float:
+def log_evidence(counts: Counts, shares: Counts, concentration: float = CONCENTRATION) -> NDArray[np.float64]:
     """The log of the Bayes factor of a Dirichlet-multinomial against the configured shares; 0 without units.
 
-    log G(k) - log G(k + N) + sum [log G(k s_i + n_i) - log G(k s_i) - n_i log s_i], G the gamma function.
+    log G(k) - log G(k + N) + sum [log G(k s_i + n_i) - log G(k s_i) - n_i log s_i], G the gamma function. Counts are
+    (..., arms), and the result is (...).
     """
     n, s = np.asarray(counts, float), _parts(shares)
     k = concentration
-    return float(gammaln(k) - gammaln(k + n.sum()) + np.sum(gammaln(k * s + n) - gammaln(k * s) - n * np.log(s)))
+    by_arm = gammaln(k * s + n) - gammaln(k * s) - n * np.log(s)
+    return np.asarray(gammaln(k) - gammaln(k + n.sum(axis=-1)) + by_arm.sum(axis=-1))
 
 
 def _parts(shares: Counts) -> NDArray[np.float64]:

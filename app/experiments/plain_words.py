@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.experiments.account import ArmFigures, BanditArm, Comparison, MetricReport, Outlook, SampleRatio, Span
+from app.experiments.dose import Dose
 
 TOO_GOOD = 0.05
 """A relative gain above this is more often a mistake in counting than a discovery (Twyman's law)."""
@@ -74,6 +75,18 @@ def twyman_warning(metric: MetricReport, one: Comparison) -> str | None:
     )
 
 
+def dose_sentence(dose: Dose) -> str:
+    """Where the best t lies; that a curve is flat, or best at an end, is said instead of a false top."""
+    between = f"between {dose.low:.2f} and {dose.high:.2f} (95 %)"
+    opening = {
+        "top inside": f"the best t is {dose.best:.2f}, {between}",
+        "best at an end": f"the best t that was tried is the end {dose.best:g}; it lies {between}",
+        "flat": f"no dependence on t is shown; the best one may lie {between}",
+    }[dose.shape]
+    misfit = "; a quadratic does not fit these arms" if dose.misfit_p is not None and dose.misfit_p < 0.05 else ""
+    return opening[0].upper() + opening[1:] + ", for a single look" + misfit + "."
+
+
 def _guarded(control: str, metric: MetricReport) -> str:
     words = {
         "worse": "fails for",
@@ -128,7 +141,8 @@ def _range(metric: MetricReport, interval: Span) -> str:
 
 def _amount(metric: MetricReport, value: float, digits: int | None = None) -> str:
     if metric.unit == "share":
-        return f"{100 * value:g} points" if digits is None else f"{100 * value:.{digits}f} points"
+        shown = f"{100 * value:g}" if digits is None else f"{100 * value:.{digits}f}"
+        return f"{shown} point" if shown == "1" else f"{shown} points"
     return f"{value:g}" if digits is None else f"{value:.{digits}f}"
 
 

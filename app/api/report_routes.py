@@ -1,0 +1,81 @@
+"""An experiment's report over HTTP: figures as JSON, or a page to look at."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Protocol
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse
+
+from app.api.native import REFUSALS
+from app.api.probes import TheEngine
+from app.api.report_page import page
+from app.errors import BadRecipe, UnknownVariant
+from app.experiments.account import Report
+from app.experiments.experiment import Experiment
+from app.experiments.judgement import report
+from app.experiments.sums import PhaseSums
+from app.weights.recipe import Cookbook, Recipe
+
+
+class Sums(Protocol):
+    """`app.state.ledger`: what units did."""
+
+    async def sums(self, name: str) -> Sequence[PhaseSums]:
+        """Of every phase so far, oldest first. Raises `RedisAway` where nobody can tell."""
+
+
+class Named(Protocol):
+    @property
+    def experiment(self) -> Experiment: ...
+
+
+class Definitions(Protocol):
+    """`app.state.experiments`: what experiments are."""
+
+    def get(self, name: str) -> Named:
+        """Raises `UnknownExperiment`."""
+
+
+router = APIRouter(prefix="/v1/experiments", tags=["experiments"], responses=REFUSALS)
+
+
+async def _sums(request: Request) -> Sums:
+    ledger: Sums = request.app.state.ledger
+    return ledger
+
+
+async def _definitions(request: Request) -> Definitions:
+    experiments: Definitions = request.app.state.experiments
+    return experiments
+
+
+@router.get(
+    "/{name}/report",
+    response_model=Report,
+    responses={200: {"content": {"text/html": {}}, "description": "what the experiment says now"}},
+)
+async def get_report(
+    engine: TheEngine,
+    ledger: Annotated[Sums, Depends(_sums)],
+    experiments: Annotated[Definitions, Depends(_definitions)],
+    name: str,
+    format: Annotated[Literal["json", "html"], Query(description="html: a page to look at")] = "json",
+) -> Report | HTMLResponse:
+    """Lift on control with intervals that stay valid as it is looked at daily, and whether to trust it."""
+    experiment = experiments.get(name).experiment
+    phases = await ledger.sums(name)
+    # Bounds and draws take some milliseconds of numpy, which requests should not wait for.
+    made = await asyncio.to_thread(report, experiment, phases, time.time(), _recipes(engine.cookbook, experiment))
+    return HTMLResponse(page(name, made)) if format == "html" else made
+
+
+def _recipes(cookbook: Cookbook, experiment: Experiment) -> Mapping[str, Recipe] | None:
+    """By arm; None if the bank here cannot make them, as after another one was loaded."""
+    try:
+        return {arm.name: cookbook.read(arm.recipe) for arm in experiment.shown}
+    except (BadRecipe, UnknownVariant):
+        return None

@@ -1,0 +1,82 @@
+"""A report over HTTP, as JSON and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from app.api import problems, report_routes
+from app.errors import RedisAway
+from app.experiments.account import Report
+from app.experiments.experiment import Experiment
+from app.experiments.sums import PhaseSums
+from app.weights.recipe import Cookbook
+from tests.units import binary_phase, halves
+
+COUNTS = {"plain": (1000, 10_000), "warm": (1300, 10_000), "hot": (1100, 10_000)}
+
+
+@dataclass
+class Known:
+    experiment: Experiment
+
+
+class Definitions:
+    def get(self, name: str) -> Known:
+        arms = [{"name": n, "recipe": f"kind@{i / 2}", "share": 1 / 3} for i, n in enumerate(COUNTS)]
+        metric = {"name": "bought", "role": "primary"}
+        return Known(Experiment.model_validate({"arms": arms, "control": "plain", "metrics": [metric]}))
+
+
+class Ledger:
+    away = False
+
+    async def sums(self, name: str) -> list[PhaseSums]:
+        if self.away:
+            raise RedisAway("Redis does not answer")
+        return [binary_phase(COUNTS, halves(list(COUNTS)))]
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def client(ledger: Ledger) -> Iterator[TestClient]:
+    app = FastAPI()
+    problems.install(app)
+    app.include_router(report_routes.router)
+    app.state.engine = SimpleNamespace(cookbook=Cookbook(["kind"]))
+    app.state.experiments, app.state.ledger = Definitions(), ledger
+    with TestClient(app) as client:
+        yield client
+
+
+def test_figures_come_as_json(client: TestClient) -> None:
+    found = Report.model_validate(client.get("/v1/experiments/tone/report").json())
+    assert found.sentence.startswith("warm beats plain by 1.5 to 4.5 points of bought; ")
+    assert found.metrics[0].dose is not None
+
+
+def test_a_page_needs_no_other_file(client: TestClient) -> None:
+    reply = client.get("/v1/experiments/<b>/report?format=html")
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "warm beats plain by" in reply.text and "<svg" in reply.text
+    assert "<b>/report" not in reply.text and "&lt;b&gt;" in reply.text
+    assert "http" not in reply.text and "$" not in reply.text
+
+
+def test_another_format_is_refused(client: TestClient) -> None:
+    assert client.get("/v1/experiments/tone/report?format=pdf").status_code == 422
+
+
+def test_without_redis_nobody_knows(client: TestClient, ledger: Ledger) -> None:
+    ledger.away = True
+    reply = client.get("/v1/experiments/tone/report")
+    assert reply.status_code == 503 and reply.headers["content-type"] == "application/problem+json"
