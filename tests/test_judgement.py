@@ -9,7 +9,7 @@ import pytest
 
 from app.experiments.account import Report
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import report
+from app.experiments.judgement import failing_guardrails, report
 from app.experiments.sums import ArmSums, PhaseSums
 from app.weights.recipe import Cookbook
 from tests.units import binary_phase, halves, moments, phase, seconds_after
@@ -86,7 +86,9 @@ def test_a_guardrail_that_fails_comes_before_the_gain() -> None:
             "warm": {"bought": moments(np.arange(10_000) < 1300.0), "errors": moments(np.arange(10_000) < failing)},
         }
         sums = phase(arms, {"control": 10_000, "warm": 10_000}, halves(["control", "warm"]), days=5)
-        return report(both, [sums], NOW)
+        found = report(both, [sums], NOW)
+        assert failing_guardrails(both, [sums]) == found.guardrail_failures
+        return found
 
     failed = at(failing=400)
     assert failed.guardrail_failures == [failed.sentence]

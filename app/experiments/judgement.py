@@ -63,6 +63,13 @@ def report(
     )
 
 
+def failing_guardrails(experiment: Experiment, phases: Sequence[PhaseSums]) -> list[str]:
+    """A sentence for each guardrail and arm that fails now, as in the report, without the rest of it."""
+    context = Context(experiment, phases, (), bandit.decisive(experiment), None)
+    guardrails = [compare(context, metric) for metric in experiment.metrics if metric.role == "guardrail"]
+    return _failures(experiment.control, guardrails)
+
+
 def _units(phases: Sequence[PhaseSums], arm: str) -> int:
     return sum(phase.arms[arm].units for phase in phases if arm in phase.arms)
 
