@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from app import __version__
 from app.errors import BadBank, BadSettings, TweenError
+from app.experiments.experiment_command import add_experiment
 from app.search import command as choosing
 from app.search import segments_command
 from app.settings import Settings
@@ -78,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="download what a bank file names, and load nothing")
     fetch.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")
     fetch.set_defaults(run=_fetch)
+
+    add_experiment(commands.add_parser("experiment", help="make, change, start and stop experiments of a service"))
 
     demo = commands.add_parser("demo", help="make the demo bank the first time, then serve it")
     demo.add_argument("--rebuild", action="store_true", help="train the demo bank anew")

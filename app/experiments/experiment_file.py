@@ -24,7 +24,9 @@ def read_experiments(file: Path) -> dict[str, Experiment]:
     """The experiments of a file by name; raises `BadExperiment` with a sentence that says where it is wrong."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise BadExperiment(f"{file} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadExperiment(f"{file}: {error}") from None
     return {check_name(name): _read(file, name, table) for name, table in tables.items()}
 

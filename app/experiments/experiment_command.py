@@ -1,0 +1,119 @@
+"""`tween experiment`: experiments of a running service, from a shell or a pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+from app.errors import BadExperiment
+from app.experiments.experiment_file import read_experiments
+
+SERVER = "http://127.0.0.1:8000"
+TIMEOUT = 30.0
+"""Seconds; a start waits until all pods are warm, for five at most."""
+STATUS = {"start": "running", "pause": "paused", "stop": "stopped"}
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="ACTION")
+    apply = commands.add_parser("apply", help="do what a file of experiments says")
+    apply.add_argument("file", type=Path, help="TOML, a table for each experiment")
+    apply.set_defaults(act=_apply)
+    commands.add_parser("list", help="name, status and arms of every experiment").set_defaults(act=_list)
+    named = [commands.add_parser("show", help="all about one experiment, and who changed it")]
+    named[0].set_defaults(act=_show)
+    for action, status in STATUS.items():
+        named.append(commands.add_parser(action, help=f"have it {status} on every pod"))
+        named[-1].set_defaults(act=_set_status, status=status)
+    promote = commands.add_parser("promote", help="bring an arm behind an alias")
+    promote.add_argument("--arm", required=True)
+    promote.add_argument("--alias", default="prod")
+    promote.add_argument("--guarded", action="store_true", help="step by step, back by itself if a guardrail fails")
+    promote.add_argument("--step-seconds", type=float, default=3600, help="how long each step is watched (3600)")
+    promote.set_defaults(act=_promote)
+    for command in (*named, promote):
+        command.add_argument("name", help="the experiment")
+    for command in commands.choices.values():
+        command.add_argument("--server", default=SERVER, metavar="URL", help=f"a pod of the service ({SERVER})")
+        command.add_argument("--actor", default=_me(), metavar="NAME", help="who does it, for the audit (you)")
+    parser.set_defaults(run=lambda options: options.act(options))
+
+
+def _apply(options: argparse.Namespace) -> int:
+    definitions = read_experiments(options.file)
+    for name, definition in definitions.items():
+        body = definition.model_dump(mode="json", exclude_unset=True)
+        print(_line(_ask(options, "PUT", quote(name), body)))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    for experiment in _ask(options, "GET", "")["experiments"]:
+        print(_line(experiment))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    path = quote(options.name)
+    found = {**_ask(options, "GET", path), "audit": _ask(options, "GET", f"{path}/audit")["audit"]}
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _set_status(options: argparse.Namespace) -> int:
+    print(_line(_ask(options, "POST", f"{quote(options.name)}/status", {"status": options.status})))
+    return 0
+
+
+def _promote(options: argparse.Namespace) -> int:
+    body = {"arm": options.arm, "alias": options.alias}
+    plan = {"guarded": True, "step_seconds": options.step_seconds} if options.guarded else {}
+    reply = _ask(options, "POST", f"{quote(options.name)}/promote", {**body, **plan})
+    how = f"by experiment {reply['rollout']}" if reply["rollout"] else "now"
+    print(f"@{reply['alias']} -> {reply['recipe']}, {how}")
+    return 0
+
+
+def _line(experiment: dict[str, Any]) -> str:
+    arms = ", ".join(
+        f"{arm['name']} {arm['recipe']} {'shadow' if arm.get('shadow') else format(arm['share'], '.0%')}"
+        for arm in experiment["definition"]["arms"]
+    )
+    place = f"version {experiment['version']}, phase {experiment['phase']}"
+    return f"{experiment['name']}: {experiment['status']}, {place}: {arms}"
+
+
+def _ask(options: argparse.Namespace, method: str, path: str, body: object = None) -> dict[str, Any]:
+    """The reply of the service; raises `BadExperiment` with its sentence where it refuses."""
+    url = f"{options.server.rstrip('/')}/v1/experiments{'/' if path else ''}{path}"
+    headers = {"Content-Type": "application/json", "X-Tween-Actor": options.actor}
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urlopen(Request(url, data, headers, method=method), timeout=TIMEOUT) as reply:
+            found: dict[str, Any] = json.load(reply)
+            return found
+    except HTTPError as refusal:
+        with refusal:
+            raise BadExperiment(_sentence(refusal)) from None
+    except (URLError, OSError, ValueError) as error:
+        raise BadExperiment(f"no service answers at {options.server}: {getattr(error, 'reason', error)}") from None
+
+
+def _sentence(refusal: HTTPError) -> str:
+    try:
+        return str(json.load(refusal)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{refusal.url} answers {refusal.code}"
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user often has no name
+        return "tween experiment"

@@ -1,0 +1,67 @@
+"""`tween experiment` against a real service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Service
+from redis import Redis
+from test_experiments import FILE
+
+from app.__main__ import main
+from app.models.bank import BankSpec
+
+
+@pytest.fixture
+def tween(
+    serve: Callable[..., Service],
+    spec: BankSpec,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Run `tween experiment` and give what it prints; errors are a sentence and status 2."""
+    url = str(serve(spec).client.base_url)
+
+    def run(*arguments: str, status: int = 0) -> str:
+        monkeypatch.setattr("sys.argv", ["tween", "experiment", *arguments, "--server", url, "--actor", "ada"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        assert end.value.code == status, printed.err
+        return printed.err if status else printed.out
+
+    return run
+
+
+def test_an_experiment_by_its_commands(tween: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "experiments.toml"
+    file.write_text(FILE.format(coverage=0.5))
+    line = "tone: running, version 1, phase 1: mild base 50%, firm angry@0.4 50%\n"
+    assert tween("apply", str(file)) == tween("apply", str(file)) == tween("list") == line
+    assert tween("pause", "tone").startswith("tone: paused, version 2")
+    assert tween("start", "tone").startswith("tone: running, version 3")
+    assert tween("promote", "tone", "--arm", "firm") == "@prod -> angry@0.4, now\n"
+    assert "by experiment rollout.prod" in tween("promote", "tone", "--arm", "mild", "--guarded")
+    assert tween("stop", "tone").startswith("tone: stopped")
+    shown = json.loads(tween("show", "tone"))
+    assert (shown["status"], shown["definition"]["coverage"]) == ("stopped", 0.5)
+    assert {entry["by"] for entry in shown["audit"]} == {"ada"}
+    assert shown["audit"][-1]["action"] == "started"
+
+
+def test_what_is_refused_is_one_sentence(tween: Callable[..., str], tmp_path: Path) -> None:
+    assert tween("list") == ""
+    assert tween("start", "tone", status=2) == "tween: no experiment 'tone'; experiments: none yet\n"
+    assert "cannot be read" in tween("apply", str(tmp_path / "none.toml"), status=2)
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["tween", "experiment", "list", "--server", "http://127.0.0.1:1"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "no service answers at http://127.0.0.1:1" in capsys.readouterr().err
