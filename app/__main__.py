@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from app import __version__
 from app.errors import BadBank, BadSettings, TweenError
 from app.experiments.experiment_command import add_experiment
+from app.experiments.simulate_command import add_simulate
 from app.search import command as choosing
 from app.search import segments_command
 from app.settings import Settings
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.set_defaults(run=_fetch)
 
     add_experiment(commands.add_parser("experiment", help="make, change, start and stop experiments of a service"))
+    add_simulate(commands.add_parser("simulate", help="have synthetic customers meet a running experiment"))
 
     demo = commands.add_parser("demo", help="make the demo bank the first time, then serve it")
     demo.add_argument("--rebuild", action="store_true", help="train the demo bank anew")

@@ -133,6 +133,10 @@ class WrongContentType(TweenError):
     """A body that does not say that it is JSON."""
 
 
+class SimulationFailed(TweenError):
+    """A service that refuses what a simulated customer asks, or does not answer for long."""
+
+
 class BadSettings(TweenError):
     """A setting that does not exist or has an impossible value; raised at start-up only."""
 

@@ -12,6 +12,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from app.api import (
     metrics,
     middleware,
     native,
+    outcome_routes,
     probes,
     problems,
     segment_routes,
@@ -50,8 +53,13 @@ from app.cache.sweep_store import SweepStore
 from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSegments, BadSettings, TweenError
 from app.experiments.experiment_file import read_experiments
+from app.experiments.followed import Followed
+from app.experiments.ledger import EventLedger
+from app.experiments.ledger_store import LedgerStore
+from app.experiments.no_ledger import NoLedger
 from app.experiments.rollouts import Rollouts
 from app.experiments.running import Experiments
+from app.experiments.spool import Spool, default_folder
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.card import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
@@ -106,6 +114,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
             engine = await build_engine(settings, spec, resources)
             app.state.sweeps = await start_sweeps(settings, engine, resources)
             app.state.experiments, app.state.rollouts = await start_experiments(settings, engine, resources)
+            app.state.ledger = await open_ledger(settings, engine, app.state.experiments, resources)
             app.state.engine = engine
         except Exception as error:
             if not isinstance(error, TweenError | OSError):
@@ -126,6 +135,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(sweep_routes.router)
     app.include_router(experiment_routes.router)
     app.include_router(segment_routes.router)
+    app.include_router(outcome_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
@@ -255,6 +265,25 @@ def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTa
         if tables[variant].bank != bank.fingerprint:
             log.warning("the t's by segment of %s were fitted on other weights: %s", variant, file)
     return tables
+
+
+async def open_ledger(
+    settings: Settings, engine: Engine, experiments: Experiments, resources: AsyncExitStack
+) -> EventLedger | NoLedger:
+    """Where exposures and outcomes are counted."""
+    if engine.redis is None:
+        return NoLedger()
+    folder = settings.spool
+    if folder is None and settings.redis_url is not None:
+        folder = default_folder(settings.redis_url, settings.redis_namespace)
+    elif folder is None:  # what the private Redis has counted ends with this process, too
+        folder = Path(resources.enter_context(TemporaryDirectory(prefix="tween-spool-")))
+    store = LedgerStore(engine.redis.redis, settings.redis_namespace)
+    ledger = EventLedger(store, Spool(folder, settings.spool_mib * MIB), Followed(experiments))
+    resources.push_async_callback(ledger.close)
+    await ledger.start()
+    experiments.ledger = ledger
+    return ledger
 
 
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:

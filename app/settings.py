@@ -24,6 +24,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
     bank: Path | None = Field(None, description="the bank file (TOML) that names base and variants")
     experiments: Path | None = Field(None, description="a file of experiments (TOML), followed when a pod starts")
+    spool: Path | None = Field(
+        None, description="folder for events of experiments on their way to Redis; by default one below the user's home"
+    )
+    spool_mib: int = Field(256, gt=0, description="room for these events while Redis is away, MiB")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_header_kib: int = Field(32, gt=0, description="largest request headers, KiB")

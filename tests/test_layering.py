@@ -15,7 +15,7 @@ MAY_KNOW = {
     "models": {"weights", "numpy", "torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"},
     "cache": {"weights", "torch", "safetensors", "redis", "xxhash"},
     "serving": {"models", "cache", "weights", "torch"},
-    "experiments": {"serving", "cache", "weights", "redis", "pydantic", "numpy", "scipy"},
+    "experiments": {"serving", "cache", "weights", "redis", "pydantic", "numpy", "scipy", "pyarrow"},
     "search": {
         "serving",
         "cache",

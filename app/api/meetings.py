@@ -8,6 +8,7 @@ there, the ledger is told who met what, and whether each shadow would have given
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -104,10 +105,11 @@ async def answer(
         for task in shadows.values():
             task.cancel()
         raise
+    served = time.time()  # and not when the shadows are there: what the unit does meanwhile comes after its exposure
     if shadows:
-        experiments.later(_tell_with_shadows(experiments, met.meetings, shown, shadows))
+        experiments.later(_tell_with_shadows(experiments, met.meetings, served, shown, shadows))
     else:
-        _tell(experiments, met.meetings, shown, {})
+        _tell(experiments, met.meetings, served, shown, {})
     return shown
 
 
@@ -134,6 +136,7 @@ async def _beside(
 async def _tell_with_shadows(
     experiments: Experiments,
     meetings: Sequence[Meeting | None],
+    served: float,
     shown: Answer,
     shadows: Mapping[tuple[str, str], asyncio.Task[list[Prediction]]],
 ) -> None:
@@ -144,12 +147,13 @@ async def _tell_with_shadows(
         predictions = [] if task.cancelled() or task.exception() else task.result()
         for index, prediction in zip(indices[name, arm], predictions, strict=False):
             beside.setdefault(index, {})[arm] = prediction
-    _tell(experiments, meetings, shown, beside)
+    _tell(experiments, meetings, served, shown, beside)
 
 
 def _tell(
     experiments: Experiments,
     meetings: Sequence[Meeting | None],
+    served: float,
     shown: Answer,
     beside: Mapping[int, Mapping[str, Prediction]],
 ) -> None:
@@ -160,7 +164,7 @@ def _tell(
         agreed = {arm: _label(prediction) == label for arm, prediction in seen.items()}
         # Of a base in the shadow, which is asked whatever the unit meets: elsewhere arms would differ in who has one.
         sure = next((max(prediction.scores) for prediction in seen.values() if prediction.recipe.blend == BASE), None)
-        experiments.tell(meeting, agreed, sure, shown.timings.total)
+        experiments.tell(meeting, served, agreed, sure, shown.timings.total)
 
 
 def _label(prediction: Prediction) -> int:

@@ -9,6 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.api.ledger_metrics import LedgerMetrics
+from app.api.outcome_routes import TheLedger
 from app.api.probes import TheEngine
 from app.serving.engine import Engine
 
@@ -16,10 +18,11 @@ router = APIRouter(tags=["probes"])
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(engine: TheEngine) -> Response:
+async def metrics(engine: TheEngine, ledger: TheLedger) -> Response:
     """Counters and gauges in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(EngineMetrics(engine))
+    registry.register(LedgerMetrics(ledger))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

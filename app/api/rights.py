@@ -19,8 +19,8 @@ OPEN = re.compile(r"/|/livez|/readyz|/metrics|/docs|/openapi\.json|/static-offli
 TELLS = re.compile(r"/v1/experiments/[^/]+/outcomes")
 """Paths where a POST tells what came of a prediction, which is for whoever predicts."""
 
-GUARDED = re.compile(r"/v1/blends/[^/]+/weights|/v1/sweeps(/.*)?|/v1/experiments/[^/]+/audit")
-"""Paths that only a manager reads: weights, what was found in labelled texts, who did what."""
+GUARDED = re.compile(r"/v1/blends/[^/]+/weights|/v1/sweeps(/.*)?|/v1/experiments/[^/]+/(audit|export)")
+"""Paths that only a manager reads: weights, what was found in labelled texts, who did what, what each unit did."""
 
 
 def only_computes(method: str, path: str) -> bool:

@@ -23,12 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
 
+from app.cache.client import FAULTS
 from app.errors import RedisAway, SpoolFull, UnknownMetric
 from app.experiments.events import Event, Outcome
 from app.experiments.experiment import Experiment
 from app.experiments.exposure import Exposure
 from app.experiments.folding import UnitRecord, fold
-from app.experiments.ledger_store import FAULTS, PERIOD, Change, LedgerStore, period_of
+from app.experiments.ledger_store import PERIOD, Change, LedgerStore, period_of
 from app.experiments.spool import Segment, Spool
 from app.experiments.sums import PhaseSums
 from app.experiments.tally import read_sums
@@ -183,14 +184,24 @@ class EventLedger:
     async def records(self, name: str) -> AsyncIterator[tuple[str, UnitRecord]]:
         """Every unit that was met, in no order. Raises `RedisAway`."""
         seen: set[str] = set()
-        try:
-            async for unit, raw in self._store.records(name):
+        cursor, failures = 0, 0
+        while True:
+            try:
+                cursor, found = await self._store.records(name, cursor)
+            except FAULTS as error:
+                failures += 1
+                if failures == TRIES:
+                    raise _away(error) from error
+                await asyncio.sleep(IDLE)
+                continue
+            failures = 0
+            for unit, raw in found.items():
                 record = UnitRecord.decoded(raw)
                 if record.meetings and unit not in seen:
                     seen.add(unit)
                     yield unit, record
-        except FAULTS as error:
-            raise _away(error) from error
+            if not cursor:
+                return
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step; while Redis is away it is tried again now and then."""

@@ -15,18 +15,16 @@ a crash, an event is either still in the stream or counted with its mark, never 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from app.experiments.experiment import DAY
 
 GROUP = "fold"
-FAULTS = (RedisError, RedisClusterException, OSError, TimeoutError)
-"""All that a call may raise when something is wrong with Redis; a cluster's errors are not `RedisError`s."""
 PERIOD = 7 * DAY
 """Events are told apart from their repetitions for one to two periods after a pod took note of them."""
 SCAN = 500
@@ -175,17 +173,13 @@ class LedgerStore:
         answer = await cast(Awaitable[Mapping[bytes, bytes]], self._redis.hgetall(self._key(experiment, "sums")))
         return {path.decode(): float(amount) for path, amount in answer.items()}
 
-    async def records(self, experiment: str) -> AsyncIterator[tuple[str, bytes]]:
-        """Every unit and its record, in no order; a unit that is folded meanwhile may come twice."""
-        key, cursor = self._key(experiment, "units"), 0
-        while True:
-            cursor, found = await cast(
-                Awaitable[tuple[int, dict[bytes, bytes]]], self._redis.hscan(key, cursor, count=SCAN)
-            )
-            for unit, record in found.items():
-                yield unit.decode(), record
-            if not cursor:
-                return
+    async def records(self, experiment: str, cursor: int) -> tuple[int, dict[str, bytes]]:
+        """Some units and their records, and where the next ones are; 0 begins and ends. A unit may come twice."""
+        key = self._key(experiment, "units")
+        cursor, found = await cast(
+            Awaitable[tuple[int, dict[bytes, bytes]]], self._redis.hscan(key, cursor, count=SCAN)
+        )
+        return cursor, {unit.decode(): record for unit, record in found.items()}
 
     async def stick(self, experiment: str, unit: str, document: str) -> str:
         """What was first said of a unit, which is this document if nothing was."""

@@ -145,8 +145,10 @@ class Experiments:
             return None
         return served.record.name
 
-    def tell(self, meeting: Meeting, agreed: dict[str, bool], covariate: float | None, latency_ms: float) -> None:
-        """Tell the ledger of a prediction that was served, if its unit was drawn by lot."""
+    def tell(
+        self, meeting: Meeting, at: float, agreed: dict[str, bool], covariate: float | None, latency_ms: float
+    ) -> None:
+        """Tell the ledger of a prediction that was served at that time, if its unit was drawn by lot."""
         found = meeting.assignment
         if self.ledger is None or not found.counts or meeting.unit is None:
             return
@@ -157,7 +159,7 @@ class Experiments:
                 phase=found.phase,
                 arm=found.arm,
                 unit=meeting.unit,
-                at=time.time(),
+                at=at,
                 propensity=found.propensity,
                 agreed=agreed,
                 covariate=covariate,

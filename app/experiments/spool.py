@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import time
 import uuid
@@ -188,6 +189,13 @@ class Spool:
             _remove(other)
             os.close(lock)
         self.segments.sort(key=lambda segment: segment.path.name)
+
+
+def default_folder(redis_url: str, namespace: str) -> Path:
+    """Below the user's home; another one for each Redis and namespace, as what lies there is sent to whoever adopts
+    it."""
+    word = hashlib.sha256(f"{redis_url} {namespace}".encode()).hexdigest()[:16]
+    return Path("~/.local/state/tween/spool").expanduser() / word
 
 
 def _write(file: int, data: bytes) -> None:

@@ -1,0 +1,113 @@
+"""What units did, told over HTTP; and what an experiment knows, to take away."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.direct import json_only
+from app.api.meetings import TheExperiments
+from app.api.native import REFUSALS
+from app.experiments.assignment import check_unit
+from app.experiments.events import Outcome
+from app.experiments.ledger import EventLedger
+from app.experiments.no_ledger import NoLedger
+from app.experiments.unit_rows import FORMATS
+
+MOST_OUTCOMES = 10_000
+"""In one call."""
+LARGEST = 1e9
+"""Squares of values are added up; those of larger ones would swallow the others."""
+
+router = APIRouter(
+    prefix="/v1/experiments", tags=["experiments"], dependencies=[Depends(json_only)], responses=REFUSALS
+)
+
+
+async def ledger_of(request: Request, experiments: TheExperiments) -> EventLedger | NoLedger:
+    """The ledger of this app; raises `Loading` until the bank is there."""
+    ledger: EventLedger | NoLedger = request.app.state.ledger
+    return ledger
+
+
+TheLedger = Annotated[EventLedger | NoLedger, Depends(ledger_of)]
+
+
+class OutcomeBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    unit: str = Field(description="who did it, as in `predict`; may be told before the unit has been met")
+    metric: str = Field(max_length=64, description="a metric of the experiment", examples=["bought"])
+    value: float = Field(1.0, ge=-LARGEST, le=LARGEST, allow_inf_nan=False, description="binary: above 0 is yes")
+    id: str | None = Field(
+        None, min_length=1, max_length=256, description="the same id twice counts once; without one, each post counts"
+    )
+    at: float | None = Field(
+        None, ge=0, le=1e11, allow_inf_nan=False, description="when, seconds since 1970; by default now"
+    )
+
+
+class AcceptedReply(BaseModel):
+    accepted: int = Field(description="outcomes that are on disk here, and will be counted once")
+
+
+@router.post("/{name}/outcomes", status_code=202)
+async def post_outcomes(
+    experiments: TheExperiments,
+    ledger: TheLedger,
+    name: str,
+    body: Annotated[
+        list[OutcomeBody],
+        Body(
+            max_length=MOST_OUTCOMES,
+            examples=[[{"unit": "customer-1", "metric": "bought", "value": 1, "id": "order-77"}]],
+        ),
+    ],
+) -> AcceptedReply:
+    """Tell what units did. An answer of 202 is a promise that each outcome counts, and counts once."""
+    now = time.time()
+    for one in body:
+        check_unit(one.unit)
+    outcomes = [
+        Outcome(
+            id=one.id or uuid.uuid4().hex,
+            experiment=name,
+            unit=one.unit,
+            metric=one.metric,
+            value=one.value,
+            at=now if one.at is None else one.at,
+        )
+        for one in body
+    ]
+    return AcceptedReply(accepted=await ledger.record(name, experiments.get(name).experiment, outcomes))
+
+
+@router.get(
+    "/{name}/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {media: {} for _, media in FORMATS.values()}, "description": "a row for each unit"}},
+)
+async def export(
+    experiments: TheExperiments,
+    ledger: TheLedger,
+    name: str,
+    format: Annotated[Literal["csv", "parquet"], Query(description="what kind of file")] = "csv",
+) -> StreamingResponse:
+    """A row for each unit and phase: arm, first exposure, exposures, propensity, covariate, and each metric's value."""
+    write, media = FORMATS[format]
+    pieces = write(ledger.records(name), experiments.get(name).experiment)
+    first = await anext(pieces)  # what goes wrong at once is a problem and not half a file
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{format}"'}
+    return StreamingResponse(_after(first, pieces), media_type=media, headers=headers)
+
+
+async def _after(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in others:
+        yield piece

@@ -1,0 +1,31 @@
+"""What stands where the ledger would, in a service without Redis: experiments answer there, and nothing is counted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from app.errors import RedisAway
+from app.experiments.events import Outcome
+from app.experiments.experiment import Experiment
+from app.experiments.exposure import Exposure
+from app.experiments.folding import UnitRecord
+from app.experiments.sums import PhaseSums
+
+WHY = "this service has no Redis, and without one experiments are not counted; set REDIS_URL"
+
+
+class NoLedger:
+    """Forgets exposures; raises `RedisAway` for everything else."""
+
+    def expose(self, exposure: Exposure) -> None:
+        pass
+
+    async def record(self, name: str, experiment: Experiment, outcomes: Sequence[Outcome]) -> int:
+        raise RedisAway(WHY)
+
+    async def sums(self, name: str) -> list[PhaseSums]:
+        raise RedisAway(WHY)
+
+    async def records(self, name: str) -> AsyncIterator[tuple[str, UnitRecord]]:
+        raise RedisAway(WHY)
+        yield

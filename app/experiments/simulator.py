@@ -1,0 +1,188 @@
+"""Synthetic customers who meet a running experiment over HTTP, on one pod or several, and what came of it.
+
+It knows nothing but the contract, as a client does: it asks for predictions, posts outcomes, repeats what got no
+answer, and keeps its own account of what every unit did. That account is printed beside what the service has counted.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import SplitResult, quote, urlsplit
+
+from app.errors import SimulationFailed
+from app.experiments.assignment import assign
+from app.experiments.customers import Customer, Planted
+from app.experiments.experiment import Experiment
+
+GROUP = 50
+"""Customers in one call."""
+CALLERS = 4
+TIMEOUT = 30.0
+PATIENCE = 60.0
+"""Seconds for which a call that gets no answer is repeated."""
+REST = 0.2
+AGAIN = {429, 502, 503, 504}
+
+
+@dataclass
+class ArmAccount:
+    """What was planted in one arm: its units and what they did, each outcome once."""
+
+    t: float = 0.0
+    units: int = 0
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+class Pods:
+    """Some pods behind one face: whoever does not answer is left for another."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = [urlsplit(url if "://" in url else f"http://{url}") for url in urls]
+        self._idle: list[tuple[str, http.client.HTTPConnection]] = []
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """The answer to a call, repeated until there is one. Raises `SimulationFailed` where the service refuses."""
+        deadline = time.monotonic() + PATIENCE
+        payload = None if body is None else json.dumps(body)
+        headers = {"Content-Type": "application/json"} if payload else {}
+        while True:
+            url = random.choice(self._urls)
+            connection = self._connection(url)
+            try:
+                connection.request(method, url.path.rstrip("/") + path, payload, headers)
+                reply = connection.getresponse()
+                content = reply.read()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                status, reason = 0, type(error).__name__
+            else:
+                self._idle.append((url.netloc, connection))
+                status, reason = reply.status, f"status {reply.status}"
+                if status < 300:
+                    return json.loads(content)
+            if status and status not in AGAIN:
+                raise SimulationFailed(f"{method} {path} was refused: {_detail(content) or reason}")
+            if time.monotonic() > deadline:
+                raise SimulationFailed(f"{url.netloc} does not answer {method} {path} ({reason})")
+            time.sleep(REST)
+
+    def _connection(self, url: SplitResult) -> http.client.HTTPConnection:
+        """One that waits for work, or a new one. Threads take and give them back in single steps of a list."""
+        for _ in range(len(self._idle)):
+            try:
+                place, connection = self._idle.pop()
+            except IndexError:
+                break
+            if place == url.netloc:
+                return connection
+            self._idle.insert(0, (place, connection))
+        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        return kind(url.netloc, timeout=TIMEOUT)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop()[1].close()
+
+
+def _detail(content: bytes) -> str:
+    """The sentence of a problem, if that is what the service has sent."""
+    try:
+        return str(json.loads(content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+class Simulation:
+    """Customers of one experiment. Raises `SimulationFailed` where the service refuses what they do."""
+
+    def __init__(self, urls: Sequence[str], experiment: str, planted: Planted, seed: int = 1) -> None:
+        self.arms: dict[str, ArmAccount] = defaultdict(ArmAccount)
+        self.outcomes = 0
+        """Different ones, repetitions not counted."""
+        self.pods = Pods(urls)
+        self.planted = planted
+        self._name = experiment
+        self._path = f"/v1/experiments/{quote(experiment, safe='')}"
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._late: list[list[dict[str, Any]]] = []
+        found = self.pods.call("GET", self._path)
+        self.experiment = Experiment.model_validate(found["definition"])
+        self._phase: int = found["phase"]
+        if self.experiment.status != "running":
+            raise SimulationFailed(f"experiment {experiment!r} is {self.experiment.status}; start it first")
+
+    def run(self, units: int, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Have so many customers meet the experiment, and all that they do posted."""
+        groups = [range(start, min(start + GROUP, units)) for start in range(0, units, GROUP)]
+        with ThreadPoolExecutor(CALLERS) as callers:
+            for number, _ in enumerate(callers.map(self._group, groups), start=1):
+                progress(min(number * GROUP, units))
+            list(callers.map(self._post, self._late))
+        self._late.clear()
+        self.pods.close()
+
+    def _group(self, numbers: Sequence[int]) -> None:
+        customers = [Customer(f"customer-{self._seed}-{number}", self.planted, self._seed) for number in numbers]
+        asked = [customer for customer in customers for _ in range(20 if customer.is_bot else 1)]
+        reply = self.pods.call(
+            "POST",
+            "/v1/predict",
+            {
+                "texts": [customer.text for customer in asked],
+                "recipe": f"exp:{self._name}",
+                "unit": [customer.unit for customer in asked],
+            },
+        )
+        met = {
+            customer.unit: (found["arm"], sum(map(_middle, prediction["t"].values())))
+            for customer, found, prediction in zip(asked, reply["experiment"], reply["predictions"], strict=True)
+            if assign(self._name, self.experiment, self._phase, customer.unit).counts
+        }
+        now: list[dict[str, Any]] = []
+        for customer in customers:
+            if customer.unit in met:
+                arm, t = met[customer.unit]
+                done = customer.outcomes(self.experiment.metrics, t)
+                self._note(arm, t, done)
+                if customer.is_late:
+                    with self._lock:
+                        self._late.insert(random.randrange(len(self._late) + 1), done * customer.posts)
+                else:
+                    now += done * customer.posts
+        self._post(now)
+        with self._lock:
+            due = [self._late.pop() for _ in range(len(self._late) // 2)]
+        self._post([outcome for some in due for outcome in some])
+
+    def _note(self, arm: str, t: float, done: list[dict[str, Any]]) -> None:
+        with self._lock:
+            account = self.arms[arm]
+            account.t = t
+            account.units += 1
+            self.outcomes += len(done)
+            for outcome in done:
+                account.sums[outcome["metric"]] += outcome["value"]
+
+    def _post(self, outcomes: list[dict[str, Any]]) -> None:
+        if outcomes:
+            self.pods.call("POST", f"{self._path}/outcomes", outcomes)
+
+    def report(self) -> dict[str, Any]:
+        """What the service says of it now."""
+        found: dict[str, Any] = self.pods.call("GET", f"{self._path}/report")
+        return found
+
+
+def _middle(t: float | list[float]) -> float:
+    """One t for a ramp over the layers: halfway."""
+    return sum(t) / len(t) if isinstance(t, list) else t
