@@ -38,6 +38,7 @@ class EngineMetrics(Collector):
         yield from self._tiers()
         yield from self._predictions()
         yield self._aliases()
+        yield self._automatic()
         yield from self._redis()
         yield from self._scheduler()
 
@@ -98,6 +99,15 @@ class EngineMetrics(Collector):
         for alias in self._engine.aliases.all():
             versions.add_metric([alias.name], alias.version)
         return versions
+
+    def _automatic(self) -> Metric:
+        """Many `pooled` ones mean that callers name segments for which no t was fitted."""
+        chosen = CounterMetricFamily(
+            "tween_automatic_t", "texts whose t was chosen here, by what chose it", labels=["by"]
+        )
+        for by, count in self._engine.adaptive.chosen.items():
+            chosen.add_metric([by], count)
+        return chosen
 
     def _redis(self) -> Iterator[Metric]:
         costs = GaugeMetricFamily(

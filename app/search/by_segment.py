@@ -133,7 +133,7 @@ def gains_of(
         name: Gain(
             loss=float(means[m, 0]),
             accuracy=float(means[m, 1]),
-            loss_gained=Value(float(-gained[m, 0]), float(-high[m, 0]), float(-low[m, 0])),
+            loss_gained=Value(*(0.0 - float(v) for v in (gained[m, 0], high[m, 0], low[m, 0]))),
             accuracy_gained=Value(float(gained[m, 1]), float(low[m, 1]), float(high[m, 1])),
         )
         for m, name in enumerate(log_p)

@@ -49,28 +49,32 @@ def fitted_penalty(
 def fit(
     features: csr_array, segments: NDArray[np.int64], weights: NDArray[np.float64], names: int, penalty: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """W (BUCKETS, K) and b (K,)."""
+    """W (BUCKETS, K) and b (K,). Places that no text uses keep weights of 0, as the penalty has it."""
     weights = weights / weights.sum()
     truth = np.eye(names)[segments]
+    used = np.unique(features.indices)
+    features = csr_array(features[:, used])
     across = features.T.tocsr()
 
+    def parts(parameters: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return parameters[:-names].reshape(len(used), names), parameters[-names:]
+
     def misfit(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        w, b = _split(parameters, names)
+        w, b = parts(parameters)
         scores = features @ w + b
         loss = -float((log_softmax(scores, axis=1) * truth).sum(axis=1) @ weights)
         slope = (softmax(scores, axis=1) - truth) * weights[:, None]
         gradient = np.concatenate([(across @ slope + penalty * w).ravel(), slope.sum(axis=0)])
         return loss + penalty / 2 * float((w**2).sum()), gradient
 
-    start = np.zeros((BUCKETS + 1) * names)
-    found = minimize(misfit, start, jac=True, method="L-BFGS-B", options={"maxiter": ROUNDS, "ftol": 1e-8}).x
-    return _split(found, names)
+    start = np.zeros((len(used) + 1) * names)
+    limits = {"maxiter": ROUNDS, "maxcor": 5, "ftol": 1e-7}
+    w, b = parts(minimize(misfit, start, jac=True, method="L-BFGS-B", options=limits).x)
+    whole = np.zeros((BUCKETS, names))
+    whole[used] = w
+    return whole, b
 
 
 def router_of(names: Sequence[str], w: NDArray[np.float64], b: NDArray[np.float64]) -> Router:
     """As it is served."""
     return Router(tuple(names), torch.tensor(w, dtype=torch.float32), torch.tensor(b, dtype=torch.float32))
-
-
-def _split(parameters: NDArray[np.float64], names: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return parameters[: BUCKETS * names].reshape(BUCKETS, names), parameters[BUCKETS * names :]

@@ -22,7 +22,7 @@ from app.search.judge import Scored
 from app.search.pool import Pool
 from app.search.pooling import TEMPERATURES, Pooled, loss_sums, pooled_settings
 from app.search.routing import fit, fitted_penalty, hashed
-from app.search.temperature import fitted_beta
+from app.search.temperature import HIGHEST, LOWEST, fitted_beta
 from app.serving.segment_table import Entropy
 
 Settings = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -80,7 +80,7 @@ class Segmented:
         those that are among the labelled ones are left out."""
         beta = fitted_beta(self.logits, self.pool.labels, self.pool.weights)
         scores = [self._loss(t, beta[t]) for t in range(len(self.ts))]
-        temperatures = TEMPERATURES / beta[int(np.argmin(scores))]
+        temperatures = np.clip(TEMPERATURES / beta[int(np.argmin(scores))], LOWEST, HIGHEST)
         losses, shares = self._losses(parts, temperatures)
         labelled, known = set(self.texts), {name: index for index, name in enumerate(self.names)}
         extra = [(text, known[name]) for text, name in unlabelled if name in known and text not in labelled]
@@ -198,7 +198,7 @@ class Segmented:
     def _entropy(self, part: NDArray[np.bool_], t: float, temperature: float) -> tuple[Entropy, Entropy]:
         """The published rule and the best gain and offset, each with the temperature that fits its answers."""
         labels, weights = self.pool.labels, self.pool.restricted(part)
-        ends = 1 / fitted_beta(self.logits[[0, -1]], labels, weights)
+        ends = np.clip(1 / fitted_beta(self.logits[[0, -1]], labels, weights), LOWEST, HIGHEST)
 
         def ruled(gain: float, offset: float, at: float) -> Entropy:
             return Entropy(float(gain), float(offset), float(ends[0]), float(ends[1]), at)
@@ -213,7 +213,7 @@ class Segmented:
         made = []
         for gain, offset in (DAWIN, np.clip(found, -20, 20)):
             answers = self.at(self.t_by_entropy(ruled(gain, offset, 1.0)))
-            made.append(ruled(gain, offset, float(1 / fitted_beta(answers, labels, weights))))
+            made.append(ruled(gain, offset, float(np.clip(1 / fitted_beta(answers, labels, weights), LOWEST, HIGHEST))))
         return made[0], made[1]
 
 

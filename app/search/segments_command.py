@@ -141,7 +141,7 @@ def _cells(gain: Gain) -> list[str]:
     return [
         f"{gain.loss:.3f}",
         f"{100 * gain.accuracy:.1f} %",
-        f"{loss.value + 0.0:+.3f} ({loss.low:+.3f} to {loss.high:+.3f})",
+        f"{loss.value:+.3f} ({loss.low:+.3f} to {loss.high:+.3f})",
         f"{100 * points.value:+.1f} ({100 * points.low:+.1f} to {100 * points.high:+.1f})",
     ]
 

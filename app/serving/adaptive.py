@@ -75,8 +75,7 @@ class Adaptive:
             there = ", ".join(sorted(self.tables)) or "none"
             raise UnknownSegments(
                 f"no t's by segment were fitted for {variant!r}; there are some for: {there}. `tween segments DATA "
-                f"--variant {variant}` fits them; name its segments.json in the bank file, or PUT it to "
-                f"/v1/segments/{variant}"
+                f"--variant {variant}` fits them; name its segments.json in the bank file"
             )
         return self.tables[variant]
 

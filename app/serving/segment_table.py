@@ -1,6 +1,6 @@
 """A t for each segment, and what guesses the segment of a text: what `tween segments` fits, as one JSON file.
 
-Weights of the router are float16 in base64, for a file of about a hundred kilobytes that can be sent and put live.
+Weights of the router are float16 in base64, for a file of some hundred kilobytes.
 """
 
 from __future__ import annotations
