@@ -29,6 +29,7 @@ MAY_KNOW = {
         "optuna",
         "pyarrow",
         "tqdm",
+        "wandb",
     },
     "api": {
         "serving",

@@ -76,6 +76,8 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="of resamples and folds (0)")
     command.add_argument("--out", type=Path, help="folder of the results (sweep-LINE)")
+    command.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write event files for TensorBoard there")
+    command.add_argument("--wandb", type=Path, metavar="DIR", help="also write an offline run for Weights & Biases")
     add_common(command)
 
 
@@ -102,7 +104,7 @@ def add_common(command: argparse.ArgumentParser) -> None:
 
 def run_sweep(options: argparse.Namespace, load: Load, store: Path) -> int:
     """Sweep, print the answer, write the folder."""
-    from app.search import report
+    from app.search import journals, report
     from app.search.evidence import findings
     from app.search.passes import FolderStore, Passes
     from app.search.robustness import TS, robustness
@@ -127,6 +129,10 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path) -> int:
     folder = options.out or Path("sweep-" + found.end_name.replace("@", "-").replace("+", "-"))
     report.write(found, folder)
     print(f"\n{report.text_of(found)}\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    if options.tensorboard is not None:
+        journals.to_tensorboard(found, options.tensorboard)
+    if options.wandb is not None:
+        journals.to_wandb(found, options.wandb)
     return 0
 
 
