@@ -18,6 +18,7 @@ from app.search import segments_command
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from app.cache.sweep_store import SweepStore
     from app.models.bank import BankSpec
     from app.models.card import PublishedBank
     from app.search.local import LocalProvider
@@ -67,7 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser("sweep", help="choose t on labelled texts, and say how sure that is")
     choosing.add_sweep(sweep)
-    sweep.set_defaults(run=lambda options: choosing.run_sweep(options, _provider, _logits_folder()))
+    sweep.set_defaults(run=lambda options: choosing.run_sweep(options, _provider, _logits_folder(), _sweep_store))
+
+    worker = commands.add_parser("sweep-worker", help="run passes of sweeps for services on the same REDIS_URL")
+    worker.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")
+    worker.add_argument(
+        "--idle", type=float, default=30, help="seconds after which a silent worker's part is another's"
+    )
+    worker.set_defaults(run=_sweep_worker, base=None, variant=[])
 
     segments = commands.add_parser("segments", help="choose a t for each segment of the traffic, for VARIANT@auto")
     segments_command.add_segments(segments)
@@ -140,6 +148,34 @@ def _provider(options: argparse.Namespace) -> LocalProvider:
         options = argparse.Namespace(base=None, bank=options.bank, variant=[])
     transformers.logging.set_verbosity_error()
     return LocalProvider.load(_spec(options, settings), *storage(settings), settings.max_tokens)
+
+
+def _sweep_store() -> SweepStore:
+    """Where processes that share a sweep keep their logits."""
+    from app.cache.client import connect
+    from app.cache.redis_url import RedisUrl
+    from app.cache.sweep_store import SweepStore
+
+    settings = Settings.from_environment(os.environ)
+    if settings.redis_url is None:
+        raise BadSettings("--share needs REDIS_URL, where the processes meet")
+    return SweepStore(connect(RedisUrl.parse(settings.redis_url)), settings.redis_namespace, settings.sweep_ttl_s)
+
+
+def _sweep_worker(options: argparse.Namespace) -> int:
+    import asyncio
+
+    settings = Settings.from_environment(os.environ, bank=options.bank)
+    if settings.redis_url is None:
+        raise BadSettings("a worker needs REDIS_URL, the Redis of the services that it works for")
+    try:
+        from app.search.taskiq_runner import work
+    except ImportError:
+        raise BadSettings("workers of sweeps need taskiq (pip install 'tween[taskiq]')") from None
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    provider = _provider(options)
+    asyncio.run(work(provider, settings.redis_url, settings.redis_namespace, settings.sweep_ttl_s, options.idle))
+    return 0
 
 
 def _logits_folder() -> Path:

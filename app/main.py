@@ -67,7 +67,7 @@ from app.models.int8 import int8_is_fast
 from app.models.tokens import TextEncoder
 from app.search.jobs import Sweeps
 from app.search.order import Facts
-from app.search.runner import LocalRunner
+from app.search.runner import JobRunner, LocalRunner
 from app.serving.adaptive import Adaptive
 from app.serving.aliases import Aliases
 from app.serving.batcher import Batcher
@@ -81,7 +81,7 @@ from app.serving.workers import WorkerLane, prepare
 from app.settings import Settings
 from app.weights import geometry
 from app.weights.arena import BASE, Vectors
-from app.weights.recipe import Cookbook
+from app.weights.recipe import Cookbook, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -221,11 +221,15 @@ async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitS
     store = None
     if engine.redis is not None:
         store = SweepStore(engine.redis, settings.redis_namespace, settings.sweep_ttl_s)
+
+    def name_of(recipe: Recipe) -> str:
+        return f"{engine.blends.key(recipe)}-{engine.max_tokens}"
+
     sweeps = Sweeps(
         Facts(bank.labels, list(bank.variants), products),
         bank.fingerprint,
-        lambda recipe: f"{engine.blends.key(recipe)}-{engine.max_tokens}",
-        LocalRunner(engine.errands) if bank.has_members else None,
+        name_of,
+        await runner_of(settings, engine, store, name_of, resources),
         store,
         settings.sweep_texts,
         settings.sweeps_waiting,
@@ -233,6 +237,27 @@ async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitS
     resources.push_async_callback(sweeps.close)
     sweeps.start()
     return sweeps
+
+
+async def runner_of(
+    settings: Settings,
+    engine: Engine,
+    store: SweepStore | None,
+    name_of: Callable[[Recipe], str],
+    resources: AsyncExitStack,
+) -> JobRunner | None:
+    """Who runs the passes of sweeps; None leaves sweeps to other pods."""
+    if settings.sweep_runner == "local":
+        return LocalRunner(engine.errands) if engine.bank.has_members else None
+    if settings.redis_url is None or store is None:
+        raise BadSettings("TWEEN_SWEEP_RUNNER: taskiq needs REDIS_URL, where pods and workers meet")
+    try:
+        from app.search.taskiq_runner import TaskiqRunner, broker_of
+    except ImportError:
+        raise BadSettings("TWEEN_SWEEP_RUNNER: taskiq is not installed (pip install 'tween[taskiq]')") from None
+    broker = broker_of(settings.redis_url, settings.redis_namespace)
+    resources.push_async_callback(broker.shutdown)
+    return TaskiqRunner(broker, store, name_of)
 
 
 async def start_experiments(

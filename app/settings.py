@@ -65,6 +65,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     max_body_mib: float = Field(4, gt=0, allow_inf_nan=False, description="largest request body, MiB")
     sweep_texts: int = Field(20_000, gt=0, description="most labelled texts of a sweep")
     sweeps_waiting: int = Field(8, ge=0, description="most sweeps that may wait; beyond it callers get 429")
+    sweep_runner: Literal["local", "taskiq"] = Field(
+        "local", description="who runs passes of sweeps: local (this pod), taskiq (tween sweep-worker processes)"
+    )
     sweep_ttl_s: int = Field(7 * 24 * 3600, gt=0, description="how long a sweep and its logits stay in Redis, s")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 

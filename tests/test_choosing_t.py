@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Service
 from test_command_line import tween
 
 from app.errors import TweenError
@@ -119,3 +120,23 @@ def test_a_refusal_is_printed_and_ends_with_status_2(run: Run, tmp_path: Path) -
     done = run("sweep", tmp_path / "gone.csv", "--variant", "angry")
     assert done.returncode == 2  # what is doubtful about the variants is told before
     assert done.stderr.splitlines()[-1] == f"tween: there is no file {tmp_path / 'gone.csv'}"
+    assert done.returncode == 2 and done.stderr == f"tween: there is no file {tmp_path / 'gone.csv'}\n"
+
+
+def test_a_service_does_the_same_and_is_followed_from_here(
+    serve: Callable[..., Service], spec: BankSpec, tmp_path: Path
+) -> None:
+    client = serve(spec).client
+    own, kept = texts_file(tmp_path / "own.csv", 120, 1), texts_file(tmp_path / "kept.csv", 60, 2, "body,mood")
+    command = ["sweep", f"{own}:2", "--variant", "angry", "--server", str(client.base_url)]
+    done = tween(*command, "--out", str(tmp_path / "out"), "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert found["sentence"] in done.stdout and found["seed"] == 3 and found["data"][0]["name"] == "own"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "report.html", "curve.svg"}
+    assert "text/s" in done.stderr, "a progress bar"
+    refused = tween(*command, "--guard", f"{kept}:1pt")
+    assert refused.returncode == 2
+    assert refused.stderr == "tween: kept: cannot tell which column holds the label; name it. Columns: body, mood\n"
+    away = tween("sweep", str(own), "--variant", "angry", "--server", "http://127.0.0.1:1")
+    assert away.returncode == 2 and "does not answer: [Errno 111] Connection refused" in away.stderr

@@ -29,7 +29,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def tween(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(**extra), check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment(**extra), check=False)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def start() -> Iterator[Start]:
 @contextmanager
 def ready(process: subprocess.Popen[str], port: int) -> Iterator[httpx.Client]:
     """A client of the service, once it is ready."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         while time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[1]

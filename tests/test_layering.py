@@ -28,6 +28,8 @@ MAY_KNOW = {
         "matplotlib",
         "optuna",
         "pyarrow",
+        "taskiq",
+        "taskiq_redis",
         "tqdm",
         "wandb",
     },

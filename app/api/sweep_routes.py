@@ -274,7 +274,10 @@ async def follow_sweep(
     state = await sweeps.get(sweep)
     if state.has_ended and state.version <= version:
         return Response(status_code=204)
-    is_leaving = getattr(request.app.state, "is_leaving", lambda: False)
+
+    def is_leaving() -> bool:
+        return bool(request.app.state.draining)
+
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(
         _events(sweeps, sweep, version, is_leaving), headers=headers, media_type="text/event-stream"

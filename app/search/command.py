@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from app.cache.sweep_store import SweepStore
     from app.search.dataset import Columns, Dataset
     from app.search.line import Line
     from app.search.local import LocalProvider
@@ -78,6 +79,12 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="folder of the results (sweep-LINE)")
     command.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write event files for TensorBoard there")
     command.add_argument("--wandb", type=Path, metavar="DIR", help="also write an offline run for Weights & Biases")
+    command.add_argument("--server", metavar="URL", help="have a running service do it, and follow it from here")
+    command.add_argument(
+        "--share",
+        metavar="INDEX/COUNT",
+        help="run only this share of the passes, into REDIS_URL; the last process collects all and reports",
+    )
     add_common(command)
 
 
@@ -102,21 +109,34 @@ def add_common(command: argparse.ArgumentParser) -> None:
         )
 
 
-def run_sweep(options: argparse.Namespace, load: Load, store: Path) -> int:
+def run_sweep(options: argparse.Namespace, load: Load, store: Path, shared: Callable[[], SweepStore]) -> int:
     """Sweep, print the answer, write the folder."""
     from app.search import journals, report
+
+    if options.server:
+        from app.search.follow import run_there
+
+        return run_there(options)
     from app.search.evidence import findings
-    from app.search.passes import FolderStore, Passes
+    from app.search.passes import FolderStore, MemoryStore, Passes
     from app.search.robustness import TS, robustness
+    from app.search.share import Share
     from app.search.surface import towards_the_best_mix
     from app.search.sweep import sweep
     from app.search.whitebox import FastGradient
 
     provider = load(options)
     question = question_of(options, provider)
+    variants, direction = variants_of(options, provider), None
+    if options.share and len(variants) > 1:
+        raise BadData("--share works along one line; name one --variant, or a --line")
+    share = Share(options.share, provider, shared()) if options.share else None
+    if share is not None:
+        print(f"{share.run(question)} chunks are run", flush=True)
+        if not share.collects:
+            return 0
     with progress("sweep") as on_progress:
-        passes = Passes(provider, FolderStore(store), on_progress)
-        variants, direction = variants_of(options, provider), None
+        passes = Passes(share or provider, MemoryStore() if share else FolderStore(store), on_progress)
         if len(variants) > 1:
             line, direction = towards_the_best_mix(question, variants, passes)
             question = replace(question, line=line, squared_length=line.squared_length(provider.delta_products))
@@ -195,7 +215,7 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
         targets.append(dataset_of_path(path, provider, columns))
         shares.append(share)
     line = line_of(options, provider)
-    penalty = _penalty(options.penalty)
+    penalty = penalty_of(options.penalty)
     question = Question(
         line=line,
         targets=targets,
@@ -205,7 +225,7 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
         objective=options.objective,
         rule=options.rule,
         penalty=penalty,
-        cost=_cost(options.cost, len(provider.labels)),
+        cost=cost_of(options.cost, len(provider.labels)),
         seed=options.seed,
     )
     names = [dataset.name for dataset in question.datasets]
@@ -272,6 +292,13 @@ def weighed(text: str) -> tuple[str, float]:
 
 def _guard(text: str, provider: LocalProvider, columns: Columns) -> Guard:
     from app.search.question import Guard
+
+    path, metric, margin = guard_parts(text)
+    return Guard(dataset_of_path(path, provider, columns), metric, margin)
+
+
+def guard_parts(text: str) -> tuple[str, str, float]:
+    """`general.csv:1pt` is a path, a metric and a margin."""
     from app.search.scores import CURVE_METRICS
 
     path, _, rest = text.partition(":")
@@ -286,10 +313,10 @@ def _guard(text: str, provider: LocalProvider, columns: Columns) -> Guard:
         raise BadData(f"--guard {text}: write DATA:MARGIN, such as {path or 'general.csv'}:1pt")
     if metric not in CURVE_METRICS:
         raise BadData(f"--guard {text}: no metric {metric!r}; metrics: {', '.join(CURVE_METRICS)}")
-    return Guard(dataset_of_path(path, provider, columns), metric, value)
+    return path, metric, value
 
 
-def _penalty(text: str) -> float | Literal["folds"]:
+def penalty_of(text: str) -> float | Literal["folds"]:
     if text == "folds":
         return "folds"
     try:
@@ -301,7 +328,8 @@ def _penalty(text: str) -> float | Literal["folds"]:
     return value
 
 
-def _cost(text: str | None, classes: int) -> NDArray[np.float64] | None:
+def cost_of(text: str | None, classes: int | None = None) -> NDArray[np.float64] | None:
+    """Rows of costs; without `classes`, a square of any size."""
     import numpy as np
 
     if text is None:
@@ -310,6 +338,7 @@ def _cost(text: str | None, classes: int) -> NDArray[np.float64] | None:
         rows = [[float(cell) for cell in row.split(",")] for row in text.split(";")]
     except ValueError:
         rows = []
+    classes = len(rows) or 2 if classes is None else classes
     if len(rows) != classes or any(len(row) != classes for row in rows) or not np.isfinite(rows).all():
         raise BadData(f"--cost {text}: give {classes} rows of {classes} numbers, such as '0,1;5,0' for two labels")
     return np.array(rows)

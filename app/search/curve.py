@@ -51,6 +51,11 @@ WAYS = (Way("polynomial", NODES, polynomial), Way("spline", GRID, _spline))
 """The cheap way first, then the way to go if it is not to be believed."""
 
 
+def planned(grid: Sequence[float] = ()) -> list[float]:
+    """The t's of the blends that are sure to be run."""
+    return sorted({*ALWAYS, *map(float, grid)}) if grid else [*NODES, CHECK]
+
+
 class Curve:
     """Logits at any t. `texts` are those of each data set; their passes are made here, and kept."""
 
@@ -61,7 +66,7 @@ class Curve:
         self._passes = passes
         self._true: dict[float, list[NDArray[np.float64]]] = {}
         self._ways = [] if grid else list(WAYS)
-        ts = sorted({*ALWAYS, *map(float, grid)}) if grid else [*NODES, CHECK]
+        ts = planned(grid)
         passes.expect((len(ts) + (not grid)) * sum(map(len, texts)))
         self._foresee(ts)
         for t in ts if grid else ():

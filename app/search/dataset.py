@@ -102,10 +102,10 @@ class Dataset:
 def read_dataset(path: Path, labels: Sequence[str], columns: Columns | None = None, labelled: bool = True) -> Dataset:
     """The data set in a file; its name is the file's. Raises `BadData` with one sentence that names the line."""
     columns = columns or Columns()
-    return dataset_of(path.stem, _kept(path.stem, read_rows(path), columns.where), labels, columns, labelled)
+    return dataset_of(path.stem, kept_rows(path.stem, read_rows(path), columns.where), labels, columns, labelled)
 
 
-def _kept(name: str, rows: Rows, where: tuple[str, str] | None) -> Rows:
+def kept_rows(name: str, rows: Rows, where: tuple[str, str] | None) -> Rows:
     """The rows whose column has the value, with a sentence if there are none."""
     if where is None:
         yield from rows

@@ -343,7 +343,7 @@ class Sweeps:
         recipe = self._cookbook.read(want.recipe)
         name = f"{self._name_of(recipe)}-{digest_of(want.texts)}"
         size = len(want.texts) * len(self._facts.labels) * 4
-        if self._store is not None:
+        if self._store is not None and not runner.has_begun(want.texts, recipe):
             with suppress(RedisAway):
                 found = await self._store.logits(name)
                 if found is not None and len(found) == size:

@@ -16,6 +16,10 @@ class JobRunner(Protocol):
     async def begin(self, chunks: Sequence[Asked]) -> None:
         """These are going to be asked for, one by one; a runner that can do several at a time begins."""
 
+    def has_begun(self, texts: Sequence[str], recipe: Recipe) -> bool:
+        """Whether a chunk is being run because it was foreseen."""
+        ...
+
     async def logits(self, texts: Sequence[str], recipe: Recipe) -> bytes:
         """Logits (N, C) in the order of the texts, as the bytes of float32."""
         ...
@@ -29,6 +33,9 @@ class LocalRunner:
 
     async def begin(self, chunks: Sequence[Asked]) -> None:
         """One chunk at a time is as much as there is time for."""
+
+    def has_begun(self, texts: Sequence[str], recipe: Recipe) -> bool:
+        return False
 
     async def logits(self, texts: Sequence[str], recipe: Recipe) -> bytes:
         return await self._errands.logits(texts, recipe)

@@ -1,7 +1,7 @@
 """A sweep in a process of its own, beside the server that it asks for logits.
 
 Choosing is seconds of numpy, which in a thread of the server would stand in the way of predictions. This process yields
-to everybody (nice 19) and uses one core. It speaks through one pipe: the server tells it the order, then it says what
+to everybody and uses one core. It speaks through one pipe: the server tells it the order, then it says what
 it wants (`Wants`) and the server answers those that ask for logits. When either end of the pipe closes, so does the
 other: a server that dies leaves no process behind, and ending the process is how a sweep is called off.
 """
@@ -33,6 +33,8 @@ from app.search.surface import towards_the_best_mix
 from app.search.sweep import sweep
 from app.weights.recipe import Recipe
 
+NICE = 10
+"""Beside a process that never rests, a tenth of a core is left: predictions hardly notice, and sweeps still end."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PLOT, RELIABILITY = "curve.svg", "reliability.svg"
 FILES = (report.JSON, report.CSV, report.HTML, PLOT, RELIABILITY)
@@ -171,7 +173,7 @@ def _files(found: Findings) -> Mapping[str, bytes]:
 
 
 def main() -> None:
-    os.nice(19)
+    os.nice(NICE)
     with Connection(int(sys.argv[1])) as pipe:
         try:
             work(pipe)

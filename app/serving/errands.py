@@ -75,7 +75,7 @@ class Errands:
     @asynccontextmanager
     async def _weights(self, recipe: Recipe) -> AsyncIterator[Vector | Mix]:
         if self._compute.mixes:
-            yield Mix(self._bank.arena.shares_of(recipe.weights))
+            yield Mix.of(recipe.weights, self._bank.arena)
         else:
             async with self._blends.lease(recipe) as weights:
                 yield weights.operand
