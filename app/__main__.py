@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add_experiment(commands.add_parser("experiment", help="make, change, start and stop experiments of a service"))
     add_simulate(commands.add_parser("simulate", help="have synthetic customers meet a running experiment"))
+    key = commands.add_parser("key", help="make an API key").add_subparsers(required=True, metavar="ACTION")
+    new = key.add_parser("new", help="print a new key, once, and the entry for the file of TWEEN_API_KEYS")
+    new.add_argument("name", help="whose it is; several keys may have one name")
+    new.add_argument("--role", choices=("predict", "manage"), default="predict", help="what it may do (predict)")
+    new.set_defaults(run=_new_key)
 
     demo = commands.add_parser("demo", help="make the demo bank the first time, then serve it")
     demo.add_argument("--rebuild", action="store_true", help="train the demo bank anew")
@@ -133,6 +138,15 @@ def _spec(options: argparse.Namespace, settings: Settings) -> BankSpec:
     if settings.bank is None:
         raise BadBank("nothing to serve: give --base FOLDER --variant NAME=FOLDER, or a bank file by --bank")
     return BankSpec.from_toml(settings.bank)
+
+
+def _new_key(options: argparse.Namespace) -> int:
+    from app.api.keys import new_key
+
+    key, entry = new_key(options.name, options.role)
+    print(f"The key, which is shown this once:\n\n  {key}\n")
+    print(f"Its entry in the file of TWEEN_API_KEYS:\n\n{entry}", end="")
+    return 0
 
 
 def _provider(options: argparse.Namespace) -> LocalProvider:

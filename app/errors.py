@@ -125,6 +125,23 @@ class DeadlinePassed(TweenError):
     """The caller's deadline passed before there was an answer."""
 
 
+class NoKey(TweenError):
+    """A call that needs a key came without one, or with one that is not in force."""
+
+
+class Forbidden(TweenError):
+    """A key that is in force, but not for this call."""
+
+
+class LimitReached(TweenError):
+    """A name has called as often as it may; `headers` tell what it may."""
+
+    def __init__(self, message: str, retry_after: int, headers: dict[str, str]) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.headers = headers
+
+
 class BodyTooLarge(TweenError):
     """A body above the configured limit."""
 

@@ -20,9 +20,11 @@ import torch
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from redis.exceptions import RedisError
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import (
+    access,
     alias_routes,
     deadlines,
     direct,
@@ -38,12 +40,15 @@ from app.api import (
     sweep_routes,
 )
 from app.api.connection import Patience
+from app.api.keys import Keys
+from app.api.limits import Limits
 from app.api.server import Server
 from app.cache.cards import Cards
 from app.cache.chunks import Chunks
 from app.cache.client import AnyRedis, Client, Unavailable, connect
 from app.cache.document_store import DocumentStore
 from app.cache.memory import MemoryTier
+from app.cache.permits import Permits
 from app.cache.policy import Policy
 from app.cache.predictions import Predictions
 from app.cache.private_redis import PrivateRedis, find_server
@@ -87,6 +92,7 @@ log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 ENDLESS = 2**60
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WARM_UP = ["The first pass is the slowest, and tells what a token costs on this machine."] * 8
 
 DESCRIPTION = """
@@ -111,7 +117,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
 
     async def start(app: FastAPI, resources: AsyncExitStack) -> None:
         try:
-            engine = await build_engine(settings, spec, resources)
+            engine = await build_engine(settings, spec, resources, limits)
             app.state.sweeps = await start_sweeps(settings, engine, resources)
             app.state.experiments, app.state.rollouts = await start_experiments(settings, engine, resources)
             app.state.ledger = await open_ledger(settings, engine, app.state.experiments, resources)
@@ -121,6 +127,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
                 log.exception("the bank cannot be served")
             on_failure(error)
 
+    limits = Limits()
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = None
     app.state.draining = False
@@ -128,6 +135,13 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.add_middleware(direct.Direct, handlers=native.DIRECT)  # the innermost: what follows is around it
     app.add_middleware(deadlines.Deadlines)
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
+    if settings.api_keys is not None:
+        app.add_middleware(access.Access, keys=Keys(settings.api_keys), limits=limits)
+    elif settings.host not in LOOPBACK:
+        log.warning("no TWEEN_API_KEYS: whoever reaches %s may do everything", settings.host)
+    if settings.cors_origins:
+        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(middleware.RequestId)
     app.include_router(native.router)
     app.include_router(spectrum.router)
@@ -147,7 +161,9 @@ def create_server(settings: Settings, app: FastAPI) -> Server:
     return Server(app, settings.host, settings.port, settings.drain_s, patience)
 
 
-async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resources: AsyncExitStack) -> Engine:
+async def build_engine(
+    settings: Settings, spec: BankSpec | PublishedBank, resources: AsyncExitStack, limits: Limits | None = None
+) -> Engine:
     """Load the bank and join everything that serves it; what must be closed is given to `resources`."""
     # One thread of this process does what it does of torch's work, and another one tokenizes, in Rust: each thread
     # that ever runs a parallel operation keeps threads of OpenMP for itself, which then get into each other's way.
@@ -158,6 +174,8 @@ async def build_engine(settings: Settings, spec: BankSpec | PublishedBank, resou
         prepare()
     reached = await reach_redis(settings, resources)
     redis = reached[0].redis if reached else None
+    if limits and reached:
+        limits.take = Permits(reached[0], settings.redis_namespace).take
     loop = asyncio.get_running_loop()
     cards = Cards(reached[0], settings.redis_namespace, settings.blend_ttl_s) if reached else None
     if isinstance(spec, BankSpec):

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from app import __version__
+from app.api.keys import Keys
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -79,6 +80,15 @@ def test_version_and_help() -> None:
     assert tween("--version").stdout.strip() == f"tween {__version__}"
     help_text = tween("--help").stdout
     assert "serve" in help_text and "demo" in help_text
+
+
+def test_a_new_key_is_printed_with_its_entry(tmp_path: Path) -> None:
+    printed = tween("key", "new", "shop", "--role", "manage").stdout
+    key, entry = re.search(r"tween_\S+", printed), printed.partition("[[keys]]")
+    (tmp_path / "keys.toml").write_text("".join(entry[1:]))
+    found = Keys(tmp_path / "keys.toml").find(key.group()) if key else None
+    assert found is not None and (found.name, found.role) == ("shop", "manage")
+    assert "is no name for a key" in tween("key", "new", "my shop").stderr
 
 
 def test_serve_answers_with_a_private_redis_and_ends_on_sigterm(start: Start, folders: Path, port: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
@@ -24,7 +24,15 @@ router = APIRouter(
     prefix="/v1/aliases", tags=["aliases"], dependencies=[Depends(json_only)], responses={**REFUSALS, **CONFLICTS}
 )
 
-By = Annotated[str | None, Header(alias="From", max_length=200, description="who moves it, for the history")]
+From = Annotated[str | None, Header(alias="From", max_length=200, description="who moves it, for the history")]
+
+
+async def who(request: Request, given: From = None) -> str | None:
+    """The name of the caller's key, or where there are no keys, who he says he is."""
+    return getattr(request.state, "actor", given)
+
+
+By = Annotated[str | None, Depends(who)]
 IfVersion = Annotated[int | None, Query(ge=0, description="only if the alias is at this version")]
 
 
@@ -41,7 +49,7 @@ class VersionReply(BaseModel):
     version: int
     recipe: str | None = Field(description="canonical text; null: the alias was deleted then")
     changed: datetime
-    by: str | None = Field(description="the `From` header of who moved it")
+    by: str | None = Field(description="the name of the key that moved it, or without keys the `From` header")
 
 
 class AliasReply(VersionReply):

@@ -220,6 +220,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "model": Problem}
     for status, description in {
         400: "the body is not JSON",
+        401: "a key is needed, where the service has keys",
+        403: "the key may not do this",
         404: "no such variant, alias or blend, or none that this pod can have",
         413: "the body is too large",
         415: "the body does not say that it is JSON",

@@ -26,8 +26,11 @@ from app.errors import (
     DeadlinePassed,
     Draining,
     ExperimentConflict,
+    Forbidden,
+    LimitReached,
     Loading,
     MemberBlend,
+    NoKey,
     NotDone,
     OutOfReach,
     Overloaded,
@@ -52,6 +55,8 @@ MEDIA_TYPE = "application/problem+json"
 # Overload is 429 and never 503: one widely used client repeats a 503 at once and for ever.
 STATUS: dict[type[TweenError], int] = {
     BadDeadline: 400,
+    NoKey: 401,
+    Forbidden: 403,
     UnknownVariant: 404,
     UnknownBlend: 404,
     UnknownAlias: 404,
@@ -74,6 +79,7 @@ STATUS: dict[type[TweenError], int] = {
     UnknownMetric: 422,
     BadSegments: 422,
     Overloaded: 429,
+    LimitReached: 429,
     Draining: 503,
     Loading: 503,
     WorkerLost: 503,
@@ -98,7 +104,7 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     name = type(error).__name__
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
     headers = {}
-    if isinstance(error, Overloaded | Draining | Loading | WorkerLost | RedisAway | SpoolFull):
+    if isinstance(error, Overloaded | LimitReached | Draining | Loading | WorkerLost | RedisAway | SpoolFull):
         headers["Retry-After"] = str(error.retry_after)
     body = Problem(
         type=f"urn:tween:{words.replace(' ', '-')}",
