@@ -202,8 +202,6 @@ REFUSED = [
     ({"variant": "finance", "t": [0.1, "0.9"]}, BadRecipe, "t is '0.9'; it must be a number"),
     ("finance@auto", BadRecipe, "its own t"),
     ("finance@auto:entropy", BadRecipe, "its own t"),
-    ("finance@auto", BadRecipe, "VARIANT@auto gives each text"),
-    ("finance@auto:entropy", BadRecipe, "VARIANT@auto gives each text"),
     ("@prod", UnknownAlias, "no alias 'prod'; aliases here: none yet"),
     (" @prod@0.4", BadRecipe, "'@prod@0.4' names no alias: an alias stands alone"),
     ("@", BadRecipe, "names no alias"),
