@@ -179,6 +179,8 @@ async def build_engine(
     loop = asyncio.get_running_loop()
     cards = Cards(reached[0], settings.redis_namespace, settings.blend_ttl_s) if reached else None
     if isinstance(spec, BankSpec):
+        if settings.model_sources:
+            spec.check_sources([place.strip() for place in settings.model_sources.split(",")])
         bank = await loop.run_in_executor(torch_thread, load_bank, spec, *storage(settings))
     else:
         bank = await published_bank(settings, spec, cards)

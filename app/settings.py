@@ -37,6 +37,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         15, ge=0, allow_inf_nan=False, description="how long a service that was told to leave goes on serving, s"
     )
     api_keys: Path | None = Field(None, description="the file of API keys (TOML or JSON); without it, all is open")
+    model_sources: str = Field(
+        "", description="folders and hub names (org/*) that members may come from, by commas; empty: any"
+    )
     cors_origins: str = Field("", description="origins whose pages may call, separated by commas; * is all of them")
     device: str = Field("auto", description="where weights live: auto (a GPU if there is one), cpu, cuda, cuda:1")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

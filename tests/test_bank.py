@@ -31,6 +31,49 @@ def refusal(folders: Path, **variants: Path) -> str:
     return str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["../base/model.safetensors", "/etc/passwd", "pytorch_model.bin"])
+def test_an_index_that_leads_out_of_the_folder_is_refused(folders: Path, odd: Path, name: str) -> None:
+    (odd / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
+    assert f"names {name!r}, which is no safetensors file in this folder" in refusal(folders, odd=odd)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        (["ROOT"], None),
+        (["ROOT/base", "ROOT/angry"], None),
+        (["ROOT/base"], "angry"),
+        (["org/*", "ROOT/../elsewhere"], "base"),
+        (["ROOT/bas"], "base"),
+    ],
+)
+def test_members_come_from_places_that_are_allowed(folders: Path, allowed: list[str], refused: str | None) -> None:
+    spec = BankSpec(Source(str(folders / "base")), {"angry": Source(str(folders / "base" / ".." / "angry"))})
+    places = [place.replace("ROOT", str(folders)) for place in allowed]
+    if refused is None:
+        spec.check_sources(places)
+        return
+    with pytest.raises(BadBank, match=f"^{refused}: .* TWEEN_MODEL_SOURCES"):
+        spec.check_sources(places)
+
+
+def test_a_link_is_where_it_leads_to(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "allowed").mkdir()
+    (tmp_path / "allowed" / "base").symlink_to(folders / "base")
+    with pytest.raises(BadBank, match="TWEEN_MODEL_SOURCES"):
+        BankSpec(Source(str(tmp_path / "allowed" / "base"))).check_sources([str(tmp_path / "allowed")])
+
+
+@pytest.mark.parametrize(("place", "allowed"), [("org/a", True), ("organ/a", False), ("evil/org/a", False)])
+def test_hub_names_are_allowed_by_their_organisation(place: str, allowed: bool) -> None:
+    spec = BankSpec(Source(place))
+    if allowed:
+        spec.check_sources(["org/*"])
+    else:
+        with pytest.raises(BadBank, match="TWEEN_MODEL_SOURCES"):
+            spec.check_sources(["org/*"])
+
+
 @pytest.fixture
 def odd(folders: Path, tmp_path: Path) -> Path:
     """A copy of the variant `angry`, for a test to change."""

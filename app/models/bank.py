@@ -12,7 +12,7 @@ import json
 import logging
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class BankSpec:
     base: Source
     variants: dict[str, Source] = field(default_factory=dict)
     segments: dict[str, Path] = field(default_factory=dict)
+
+    def check_sources(self, allowed: Sequence[str]) -> None:
+        """Raises `BadBank` for a member from a place that is not in the list (`Source.check`)."""
+        for name, source in {BASE: self.base, **self.variants}.items():
+            source.check(name, allowed)
 
     @classmethod
     def from_options(cls, base: str, variants: list[str]) -> BankSpec:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import BadBank
+from app.models.weight_file import check_weight_file
 from app.weights.layout import Layout
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,16 @@ class Source:
         """For replies: the hub name, or the folder's own name without the path that leads to it."""
         path = Path(self.place).expanduser()
         return path.name if path.is_dir() else str(self)
+
+    def check(self, member: str, allowed: Sequence[str]) -> None:
+        """Raises `BadBank` for a place that is not in the list: folders with all that lies below them, hub names, and
+        `org/*` for all of an organisation. Links are followed before they are compared."""
+        path = Path(self.place).expanduser()
+        for entry in allowed:
+            inside = path.exists() and path.resolve().is_relative_to(Path(entry).expanduser().resolve())
+            if inside or (not path.exists() and fnmatchcase(self.place, entry)):
+                return
+        raise BadBank(f"{member}: {self} is not among the places that TWEEN_MODEL_SOURCES allows")
 
     def folder(self, member: str) -> Path:
         """The folder on this machine; a hub name is downloaded first."""
@@ -229,14 +241,30 @@ def _check_files(member: str, folder: Path) -> None:
                 "save them as model.safetensors"
             )
         raise BadBank(f"{member}: {folder} holds no .safetensors file")
+    _check_index(member, folder)
     for path in files:
         if not path.is_file():
             raise BadBank(f"{member}: {path} is not a regular file")
         try:
+            check_weight_file(path)
             with safe_open(path, framework="pt"):
                 pass
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, ValueError, OSError) as error:
             raise BadBank(f"{member}: {path} is not a sound safetensors file: {_first_line(error)}") from error
+
+
+def _check_index(member: str, folder: Path) -> None:
+    """An index that names files elsewhere would have them loaded without having been looked at."""
+    path = folder / "model.safetensors.index.json"
+    if not path.exists():
+        return
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        strangers = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadBank(f"{member}: {path} cannot be read: {_first_line(error)}") from error
+    if strangers:
+        raise BadBank(f"{member}: {path} names {strangers[0]!r}, which is no safetensors file in this folder")
 
 
 def _check_report(member: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
