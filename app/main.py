@@ -38,6 +38,7 @@ from app.api import (
     segment_routes,
     spectrum,
     sweep_routes,
+    traffic,
 )
 from app.api.connection import Patience
 from app.api.keys import Keys
@@ -131,6 +132,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = None
     app.state.draining = False
+    app.state.tally = traffic.Tally()
     problems.install(app)
     app.add_middleware(direct.Direct, handlers=native.DIRECT)  # the innermost: what follows is around it
     app.add_middleware(deadlines.Deadlines)
@@ -142,6 +144,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(traffic.Traffic, tally=app.state.tally, direct=native.DIRECT)
     app.add_middleware(middleware.RequestId)
     app.include_router(native.router)
     app.include_router(spectrum.router)

@@ -31,7 +31,15 @@ router = APIRouter(
     responses={**REFUSALS, **CONFLICTS},
 )
 
-Actor = Annotated[str | None, Header(alias="X-Tween-Actor", max_length=200, description="who does it, for the audit")]
+Said = Annotated[str | None, Header(alias="X-Tween-Actor", max_length=200, description="who does it, for the audit")]
+
+
+async def who(request: Request, said: Said = None) -> str | None:
+    """The name of the caller's key, or where there are no keys, who he says he is."""
+    return getattr(request.state, "actor", said)
+
+
+Actor = Annotated[str | None, Depends(who)]
 IfVersion = Annotated[int | None, Query(ge=0, description="only if the experiment is at this version")]
 
 
@@ -65,7 +73,7 @@ class ExperimentReply(BaseModel):
     phases: list[PhaseReply]
     definition: Experiment = Field(description="as it is now, every recipe in canonical text")
     changed: datetime
-    by: str | None = Field(description="the `X-Tween-Actor` header of who changed it last")
+    by: str | None = Field(description="whose key changed it last, or without keys the `X-Tween-Actor` header")
     rollout: Rollout | None = Field(
         None, exclude_if=lambda value: value is None, description="of what the service makes to promote an arm"
     )

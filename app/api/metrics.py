@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.api.ledger_metrics import LedgerMetrics
 from app.api.outcome_routes import TheLedger
 from app.api.probes import TheEngine
+from app.api.traffic import Tally
+from app.serving.compute import gpu_memory
 from app.serving.engine import Engine
+from app.serving.histogram import Histogram
 
 router = APIRouter(tags=["probes"])
 
@@ -23,7 +27,32 @@ async def metrics(engine: TheEngine, ledger: TheLedger) -> Response:
     registry = CollectorRegistry()
     registry.register(EngineMetrics(engine))
     registry.register(LedgerMetrics(ledger))
+
+
+async def metrics(request: Request, engine: TheEngine) -> Response:
+    """Counters, gauges and histograms in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(EngineMetrics(engine))
+    registry.register(TrafficMetrics(request.app.state.tally))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class TrafficMetrics(Collector):
+    """What was asked over HTTP."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("tween_requests_in_flight", "requests being answered", value=self._tally.in_flight)
+        seconds = HistogramMetricFamily(
+            "tween_request_seconds",
+            "from a request's headers to the end of its reply; status 499: the caller hung up",
+            labels=["method", "route", "status"],
+        )
+        for (method, route, status), histogram in self._tally.requests.items():
+            _add(seconds, [method, route, str(status)], histogram)
+        yield seconds
 
 
 class EngineMetrics(Collector):
@@ -34,6 +63,8 @@ class EngineMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._batches()
+        yield from self._stages()
+        yield from self._device()
         yield from self._units()
         yield from self._tiers()
         yield from self._predictions()
@@ -54,6 +85,32 @@ class EngineMetrics(Collector):
         yield CounterMetricFamily("tween_tokens", "tokens run", value=batcher.tokens)
         yield CounterMetricFamily("tween_refused", "requests refused because the queue was full", value=batcher.refused)
         yield GaugeMetricFamily("tween_waiting_rows", "texts that wait for a forward pass", value=batcher.waiting_rows)
+
+    def _stages(self) -> Iterator[Metric]:
+        batcher = self._engine.batcher
+        for name, help_text, histogram in (
+            ("tween_batch_rows", "texts in a forward pass", batcher.sizes),
+            ("tween_batch_tokens", "tokens in a forward pass", batcher.lengths),
+            ("tween_pass_seconds", "forward passes", batcher.passes),
+        ):
+            family = HistogramMetricFamily(name, help_text)
+            _add(family, [], histogram)
+            yield family
+        stages = HistogramMetricFamily(
+            "tween_stage_seconds", "what requests wait for, those that are not remembered", labels=["stage"]
+        )
+        for stage, histogram in self._engine.stages.items():
+            _add(stages, [stage], histogram)
+        yield stages
+
+    def _device(self) -> Iterator[Metric]:
+        memory = gpu_memory(self._engine.bank.device)
+        if not memory:
+            return
+        family = GaugeMetricFamily("tween_gpu_bytes", "memory of the GPU: free, all, and taken by us", labels=["state"])
+        for state, count in memory.items():
+            family.add_metric([state], count)
+        yield family
 
     def _units(self) -> Iterator[Metric]:
         compute = self._engine.compute
@@ -139,3 +196,8 @@ class EngineMetrics(Collector):
         yield GaugeMetricFamily(
             "tween_recipe_reuse", "share of requests that name a recipe seen before", value=scheduler.reuse
         )
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    buckets = [("+Inf" if bound == inf else str(bound), float(count)) for bound, count in histogram.buckets()]
+    family.add_metric(labels, buckets, histogram.sum)

@@ -19,6 +19,7 @@ from app.errors import Overloaded
 from app.models.tokens import Row
 from app.serving.blends import Weights
 from app.serving.compute import Compute, Unit, Vector
+from app.serving.histogram import ROWS, SECONDS, TOKENS, Histogram
 
 SHARE_TOKENS = 64
 """A batch is not split among free units below this: products of fewer tokens are slower for each."""
@@ -65,6 +66,7 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._seconds_per_row = 0.0
         self.waiting_rows = 0
+        self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
 
     async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
@@ -177,12 +179,16 @@ class Batcher:
         for (job, index), row in zip(batch, logits, strict=True):
             job.logits[index] = row
         self._count(batch)
+        self.passes.note(seconds)
         self._learn(seconds / self._compute.units / len(batch))
         self._finish(batch)
 
     def _count(self, batch: list[tuple[_Job, int]]) -> None:
+        tokens = sum(len(job.rows[index]) for job, index in batch)
         self.batches += 1
-        self.tokens += sum(len(job.rows[index]) for job, index in batch)
+        self.tokens += tokens
+        self.sizes.note(len(batch))
+        self.lengths.note(tokens)
         on_vectors = sum(isinstance(job.weights.operand, Vector) for job, _ in batch)
         self.rows_on_vectors += on_vectors
         self.rows_mixed += len(batch) - on_vectors

@@ -184,6 +184,14 @@ class Compute:
         await asyncio.gather(*(lane.close() for lane in self._lanes))
 
 
+def gpu_memory(device: torch.device) -> dict[str, int]:
+    """Bytes by what they are; nothing where weights do not lie on a GPU."""
+    if device.type != "cuda":
+        return {}
+    free, whole = torch.cuda.mem_get_info(device)
+    return {"free": free, "all": whole, "ours": torch.cuda.memory_reserved(device)}
+
+
 def logits_of(rows: Sequence[bytes]) -> Tensor:
     """(B, C) from rows that are each (C,) as the bytes of float32: what crosses between processes and into caches."""
     return torch.frombuffer(bytearray().join(rows), dtype=torch.float32).view(len(rows), -1)

@@ -23,6 +23,7 @@ from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
 from app.serving.compute import Compute, Vector
 from app.serving.errands import Errands
+from app.serving.histogram import SECONDS, Histogram
 from app.serving.recollection import Recollection
 from app.weights.recipe import MICRO, Cookbook, Recipe
 
@@ -121,6 +122,7 @@ class Engine:
         self.errands = errands
         self.redis = redis
         self.adaptive = adaptive
+        self.stages = {stage: Histogram(SECONDS) for stage in ("queue", "blend", "tokenize", "forward")}
         self.max_tokens = encoder.max_tokens
         self._default_recipe = default_recipe
         self._encoder = encoder
@@ -155,6 +157,11 @@ class Engine:
         rows = {index: rows[index] for index in known.unknown()}
         parts = await self._run_unknown(rows, each, known)
         scores = self._scores(_tempered(known.logits(), each), function)
+        self.stages["tokenize"].note(tokenize / 1e3)
+        for part in parts:
+            self.stages["queue"].note(part.scored.queue_ms / 1e3)
+            self.stages["blend"].note(part.blend_ms / 1e3)
+            self.stages["forward"].note(part.scored.forward_ms / 1e3)
         return Answer(
             [
                 Prediction(scores[i], each[i], known[i].tokens, known[i].truncated, cached=i in known.sources)
