@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 from pathlib import Path
 
@@ -18,7 +17,9 @@ from servers import free_port, until
 
 from app import __main__ as command_line
 from app import __version__
+from app.api.server import FINISH_SECONDS
 from app.cache.private_redis import find_server
+from app.experiments.experiment_file import read_experiments
 from app.main import create_app
 from app.models.bank import BankSpec
 from app.settings import Settings, variable
@@ -30,9 +31,6 @@ FOREIGN = {"ServiceMonitor", "PrometheusRule"}
 """Kinds that operators bring, whose schemas are not among Kubernetes' own."""
 
 OF_LIBRARIES = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN"}
-DRAIN_S = getattr(Settings(), "drain_s", 15.0)
-"""How long a service that was told to leave goes on serving."""
-
 POLICY = ROOT / ".venv" / "policy" / "bin" / "checkov"
 NOT_OURS = {
     "CKV_K8S_15": "tags are versions, so there is no need to pull them again and again",
@@ -113,12 +111,11 @@ def test_probes_ask_what_the_service_answers_on_its_port(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_pod_has_the_time_to_drain(overlay: str) -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "app").glob("*.py"))
-    (in_flight,) = re.findall(r"timeout_graceful_shutdown=(\d+)", sources)
+    needed = Settings().drain_s + FINISH_SECONDS
     for name, pod in servers(overlay):
         (container,) = pod["spec"]["containers"]
         before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert pod["spec"]["terminationGracePeriodSeconds"] >= before + DRAIN_S + int(in_flight), name
+        assert pod["spec"]["terminationGracePeriodSeconds"] >= before + needed, name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -199,6 +196,19 @@ def test_images_are_of_this_version(overlay: str) -> None:
         for container in containers(pod):
             name, _, tag = container["image"].rpartition(":")
             assert name.rpartition("/")[2] == "tween" and tag.partition("-")[0] == __version__
+
+
+def test_the_file_of_experiments_can_be_read(tmp_path: Path) -> None:
+    (pod,) = [pod for _, pod in servers("production")]
+    (container,) = pod["spec"]["containers"]
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    (data,) = [m["data"] for m in of_kind("production", "ConfigMap") if "experiments.toml" in m["data"]]
+    (setting,) = [
+        m["data"]["TWEEN_EXPERIMENTS"] for m in of_kind("production", "ConfigMap") if "TWEEN_EXPERIMENTS" in m["data"]
+    ]
+    assert setting == "/experiments/experiments.toml" and "/experiments" in mounted
+    (tmp_path / "experiments.toml").write_text(data["experiments.toml"], encoding="utf-8")
+    assert read_experiments(tmp_path / "experiments.toml")
 
 
 def test_a_reader_needs_no_models_and_the_gpu_is_asked_for() -> None:
