@@ -35,6 +35,7 @@ from app.api import (
     outcome_routes,
     probes,
     problems,
+    report_routes,
     segment_routes,
     spectrum,
     sweep_routes,
@@ -60,6 +61,7 @@ from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSegments, BadSettings, TweenError
 from app.experiments.experiment_file import read_experiments
 from app.experiments.followed import Followed
+from app.experiments.judgement import failing_guardrails
 from app.experiments.ledger import EventLedger
 from app.experiments.ledger_store import LedgerStore
 from app.experiments.no_ledger import NoLedger
@@ -120,8 +122,8 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
         try:
             engine = await build_engine(settings, spec, resources, limits)
             app.state.sweeps = await start_sweeps(settings, engine, resources)
-            app.state.experiments, app.state.rollouts = await start_experiments(settings, engine, resources)
-            app.state.ledger = await open_ledger(settings, engine, app.state.experiments, resources)
+            started = await start_experiments(settings, engine, resources)
+            app.state.experiments, app.state.ledger, app.state.rollouts = started
             app.state.engine = engine
         except Exception as error:
             if not isinstance(error, TweenError | OSError):
@@ -153,6 +155,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(experiment_routes.router)
     app.include_router(segment_routes.router)
     app.include_router(outcome_routes.router)
+    app.include_router(report_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
@@ -285,8 +288,8 @@ async def runner_of(
 
 async def start_experiments(
     settings: Settings, engine: Engine, resources: AsyncExitStack
-) -> tuple[Experiments, Rollouts]:
-    """The experiments, with what the file of them says, and who promotes their arms."""
+) -> tuple[Experiments, EventLedger | NoLedger, Rollouts]:
+    """The experiments, with what the file of them says, who counts what they do, and who promotes their arms."""
     store = None
     if engine.redis is not None:
         store = DocumentStore(engine.redis.redis, settings.redis_namespace, "experiments")
@@ -295,9 +298,15 @@ async def start_experiments(
     await experiments.start()
     if settings.experiments is not None:
         await experiments.apply(read_experiments(settings.experiments), by=f"file {settings.experiments.name}")
-    rollouts = Rollouts(experiments, engine.aliases, store)
+    ledger = await open_ledger(settings, engine, experiments, resources)
+
+    async def guardrails(name: str) -> list[str]:
+        phases = await ledger.sums(name)
+        return await asyncio.to_thread(failing_guardrails, experiments.get(name).experiment, phases)
+
+    rollouts = Rollouts(experiments, engine.aliases, store, guardrails)
     meanwhile(rollouts.run(), resources)
-    return experiments, rollouts
+    return experiments, ledger, rollouts
 
 
 def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTable]:

@@ -22,18 +22,12 @@ router = APIRouter(tags=["probes"])
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(engine: TheEngine, ledger: TheLedger) -> Response:
-    """Counters and gauges in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(EngineMetrics(engine))
-    registry.register(LedgerMetrics(ledger))
-
-
-async def metrics(request: Request, engine: TheEngine) -> Response:
+async def metrics(request: Request, engine: TheEngine, ledger: TheLedger) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(EngineMetrics(engine))
     registry.register(TrafficMetrics(request.app.state.tally))
+    registry.register(LedgerMetrics(ledger))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
