@@ -369,6 +369,8 @@ def test_every_route_is_in_the_specification_with_an_example(client: httpx.Clien
         "/v1/blends",
         "/v1/blends/{key}",
         "/v1/blends/{key}/weights",
+        "/v1/segments",
+        "/v1/segments/{variant}",
         "/v1/sweeps",
         "/v1/sweeps/{sweep}",
         *(f"/v1/sweeps/{{sweep}}/{part}" for part in ("events", "plot.svg", "report", "results.json")),
