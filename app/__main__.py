@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
@@ -179,6 +178,8 @@ def _sweep_store() -> SweepStore:
 def _sweep_worker(options: argparse.Namespace) -> int:
     import asyncio
 
+    from app.api.logs import write_logs
+
     settings = Settings.from_environment(os.environ, bank=options.bank)
     if settings.redis_url is None:
         raise BadSettings("a worker needs REDIS_URL, the Redis of the services that it works for")
@@ -186,7 +187,7 @@ def _sweep_worker(options: argparse.Namespace) -> int:
         from app.search.taskiq_runner import work
     except ImportError:
         raise BadSettings("workers of sweeps need taskiq (pip install 'tween[taskiq]')") from None
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    write_logs(settings.log_level, settings.log_format)
     provider = _provider(options)
     asyncio.run(work(provider, settings.redis_url, settings.redis_namespace, settings.sweep_ttl_s, options.idle))
     return 0
@@ -230,9 +231,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(settings: Settings, spec: BankSpec | PublishedBank) -> int:
+    from app.api.logs import write_logs
     from app.main import create_app, create_server
 
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    write_logs(settings.log_level, settings.log_format)
     failures: list[Exception] = []
 
     def on_failure(error: Exception) -> None:

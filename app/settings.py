@@ -74,6 +74,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "local", description="who runs passes of sweeps: local (this pod), taskiq (tween sweep-worker processes)"
     )
     sweep_ttl_s: int = Field(7 * 24 * 3600, gt=0, description="how long a sweep and its logits stay in Redis, s")
+    log_format: Literal["human", "json"] = Field("human", description="lines of the log: human, or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     @classmethod

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.logs import REQUEST_ID
 from app.api.problems import problem
 from app.errors import BodyTooLarge
 
@@ -33,6 +34,7 @@ class RequestId:
                 message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
+        REQUEST_ID.set(request_id)  # a request is a task of its own, so nobody else sees it
         await self._app(scope, receive, send_with_id)
 
 

@@ -1,0 +1,55 @@
+"""Lines of the log, for people or for machines, each with the id of the request that it belongs to.
+
+Nothing here knows what callers send: a line holds what the code says, and no texts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+Format = Literal["human", "json"]
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that is being answered; empty outside of one."""
+
+
+class Human(logging.Formatter):
+    """A line to read."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        line, request_id = super().format(record), REQUEST_ID.get()
+        return f"{line} [{request_id}]" if request_id else line
+
+
+class Json(logging.Formatter):
+    """A line that is one JSON object; a traceback is a field of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := REQUEST_ID.get():
+            said["request_id"] = request_id
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said, ensure_ascii=False)
+
+
+FORMATTERS: dict[Format, type[logging.Formatter]] = {"human": Human, "json": Json}
+
+
+def write_logs(level: str, kind: Format) -> None:
+    """Have everything that this process logs from `level` on written to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(FORMATTERS[kind]())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
