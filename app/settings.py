@@ -64,7 +64,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     prediction_ttl_s: int = Field(24 * 3600, gt=0, description="how long a prediction stays in Redis, s")
     batch_tokens: int = Field(4096, gt=0, description="most tokens in one forward pass")
     queue_rows: int = Field(1024, gt=0, description="most texts that may wait; beyond it callers get 429")
-    queue_ms: int = Field(1000, gt=0, description="longest that a text may wait; callers who would get 429, ms")
+    queue_ms: int = Field(
+        1000, gt=0, description="longest that a text may wait; whoever comes while one has waited longer gets 429, ms"
+    )
     max_texts: int = Field(512, gt=0, description="most texts in one call")
     max_tokens: int = Field(512, gt=2, description="most tokens read of a text, below the model's own limit")
     max_body_mib: float = Field(4, gt=0, allow_inf_nan=False, description="largest request body, MiB")

@@ -290,7 +290,7 @@ async def overload(folder: Path) -> list[Outcome]:
     return [
         Outcome(
             "at 10 times its capacity the service answers 200 or 429, and nothing else",
-            f"{storm.count[200]} answered, {storm.count[429]} refused, {storm.count.total()} in all",
+            f"{storm.count[200]} answered, {storm.count[429]} refused, {dict(storm.count)} in all",
             set(storm.count) == {200, 429},
         ),
         Outcome(
@@ -355,7 +355,7 @@ async def rolling(folder: Path) -> list[Outcome]:
     return [
         Outcome(
             "a rolling restart loses no request, and pods leave by themselves",
-            f"{lost} of {seen.count.total()} requests lost; exit codes {codes}",
+            f"{lost} of {seen.count.total()} requests lost; exit codes {codes}; {dict(seen.count)}",
             lost == 0 and set(codes) <= {0, -signal.SIGTERM},
         )
     ]

@@ -39,7 +39,8 @@ class Scored:
 
 @dataclass(eq=False)
 class _Job:
-    """A caller's rows, all with the same weights; `next` is the first that waits, `left` how many have not run."""
+    """A caller's rows, all with the same weights; `next` is the first that waits, since when (`waiting_since`), and
+    `left` how many have not run."""
 
     rows: Sequence[Row]
     weights: Weights
@@ -48,6 +49,7 @@ class _Job:
     left: int
     next: int = 0
     arrived: float = field(default_factory=time.perf_counter)
+    waiting_since: float = field(default_factory=time.perf_counter)
     started: float | None = None
 
 
@@ -55,7 +57,7 @@ class Batcher:
     """Queues rows for the units of `compute`."""
 
     def __init__(self, compute: Compute, batch_tokens: int, max_rows: int, max_wait: float) -> None:
-        """At most `max_rows` wait, and nobody's first row for longer than about `max_wait` seconds."""
+        """At most `max_rows` wait, and nobody comes in while another has waited for longer than `max_wait` seconds."""
         self._compute = compute
         self._batch_tokens = batch_tokens
         self._max_rows = max_rows
@@ -88,11 +90,11 @@ class Batcher:
         """Raises `Overloaded` if so many more rows would not be taken now: to be asked before work is put into them."""
         if not self._line:
             return
-        wait = len(self._line) * self._seconds_per_row  # one row of each comes first
+        wait = time.perf_counter() - self._line[0].waiting_since
         if self.waiting_rows + rows > self._max_rows:
             why = f"{rows} more do not fit in the queue of {self._max_rows}"
         elif wait > self._max_wait:
-            why = f"the next would wait {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
+            why = f"the first of them for {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
         else:
             return
         self.refused += 1
@@ -143,7 +145,7 @@ class Batcher:
         share = -(-self._waiting_tokens // (1 + self._compute.idle))
         budget = min(self._batch_tokens, max(share, SHARE_TOKENS))
         batch: list[tuple[_Job, int]] = []
-        tokens = 0
+        tokens, now = 0, time.perf_counter()
         while self._line:
             job = self._line[0]
             waiting = job.rows[job.next :] if job.done.done() else job.rows[job.next : job.next + 1]
@@ -158,6 +160,7 @@ class Batcher:
             self._waiting_tokens -= length
             job.next += len(waiting)
             if job.next < len(job.rows):
+                job.waiting_since = now
                 self._line.append(job)
         return batch
 
@@ -203,7 +206,6 @@ class Batcher:
                 job.done.set_result(Scored(job.logits, queue * 1e3, forward * 1e3))
 
     def _learn(self, seconds_per_row: float) -> None:
-        """A moving average, for the Retry-After of whoever is refused."""
-        if self._seconds_per_row == 0.0:
-            self._seconds_per_row = seconds_per_row
+        """A moving average. It starts at nothing: the first passes of a process are slow, and nobody is to be refused
+        for that."""
         self._seconds_per_row += 0.1 * (seconds_per_row - self._seconds_per_row)
