@@ -37,6 +37,7 @@ from app.api import (
     problems,
     report_routes,
     segment_routes,
+    specification,
     spectrum,
     sweep_routes,
     traffic,
@@ -136,6 +137,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.state.draining = False
     app.state.tally = traffic.Tally()
     problems.install(app)
+    specification.install(app)
     app.add_middleware(direct.Direct, handlers=native.DIRECT)  # the innermost: what follows is around it
     app.add_middleware(deadlines.Deadlines)
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))

@@ -30,7 +30,7 @@ def test_arms_that_are_shown_come_in_their_order() -> None:
     [
         ({"control": "cold"}, "control is 'cold'; arms that are shown: plain, warm"),
         ({"arms": [{"name": "plain", "recipe": "base", "share": 0.4}]}, "add up to 0.4 instead of 1"),
-        ({"overrides": {"anna": "cold"}}, "the override of unit 'anna' is arm 'cold'; arms: plain, warm"),
+        ({"overrides": {"anna": "cold"}}, "an override is arm 'cold'; arms that are shown: plain, warm"),
         ({"metrics": [{"name": "solved"}, {"name": "solved"}]}, "two metrics are called 'solved'"),
         ({"metrics": [{"name": "a", "role": "primary"}, {"name": "b", "role": "primary"}]}, "more than one metric"),
         ({"metrics": [{"name": "solved", "per": "calls"}]}, "'solved' is per 'calls', which is no count metric here"),

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
-from app.api.native import REFUSALS, RecipeField
+from app.api.native import LAST_VERSION, REFUSALS, RecipeField
 from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.serving.alias_history import Alias, Version
@@ -33,7 +33,7 @@ async def who(request: Request, given: From = None) -> str | None:
 
 
 By = Annotated[str | None, Depends(who)]
-IfVersion = Annotated[int | None, Query(ge=0, description="only if the alias is at this version")]
+IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the alias is at this version")]
 
 
 class AliasRequest(BaseModel):
@@ -41,7 +41,10 @@ class AliasRequest(BaseModel):
 
     recipe: RecipeField
     version: int | None = Field(
-        None, ge=0, description="move it only if it is at this version; 0: only if it does not exist yet"
+        None,
+        ge=0,
+        le=LAST_VERSION,
+        description="move it only if it is at this version; 0: only if it does not exist yet",
     )
 
 

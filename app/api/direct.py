@@ -81,8 +81,8 @@ def parse_json(content: bytes, model: type[Body]) -> Body:
             if content
             else [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
         ) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise HTTPException(400, "the body is not JSON in UTF-8, or nested too deeply") from None
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "the body is not JSON in UTF-8, nested too deeply, or has an endless number") from None
 
 
 def write_json(reply: BaseModel) -> Response:

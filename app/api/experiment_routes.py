@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
 from app.api.meetings import TheExperiments
-from app.api.native import REFUSALS
+from app.api.native import LAST_VERSION, REFUSALS
 from app.api.problems import Problem
 from app.errors import BadExperiment
 from app.experiments.experiment import Experiment, Status
@@ -40,7 +40,7 @@ async def who(request: Request, said: Said = None) -> str | None:
 
 
 Actor = Annotated[str | None, Depends(who)]
-IfVersion = Annotated[int | None, Query(ge=0, description="only if the experiment is at this version")]
+IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the experiment is at this version")]
 
 
 async def rollouts_of(experiments: TheExperiments, request: Request) -> Rollouts:
@@ -56,7 +56,7 @@ class StatusRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: Literal["running", "paused", "stopped"]
-    version: int | None = Field(None, ge=0, description="only if the experiment is at this version")
+    version: int | None = Field(None, ge=0, le=LAST_VERSION, description="only if the experiment is at this version")
 
 
 class PhaseReply(BaseModel):

@@ -50,7 +50,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = header(scope, b"content-length")
-        if announced.isdigit() and int(announced) > self._limit:
+        if announced.isdecimal() and int(announced) > self._limit:
             reply = problem(Request(scope), BodyTooLarge(self._sentence))
             reply.headers["Connection"] = "close"
             await reply(scope, receive, send)

@@ -216,6 +216,9 @@ class DeletedReply(BaseModel):
     tiers: list[str] = Field(description="the tiers that held it")
 
 
+LAST_VERSION = 2**53 - 1
+"""Of whatever has versions: the largest whole number that every reader of JSON holds."""
+
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "model": Problem}
     for status, description in {
@@ -378,7 +381,11 @@ async def get_weights(
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
 
 
-@router.delete("/blends/{key}", tags=["blends"])
+@router.delete(
+    "/blends/{key}",
+    tags=["blends"],
+    responses={409: {"model": Problem, "description": "it is a member of the bank, which stays loaded"}},
+)
 async def delete_blend(engine: TheEngine, key: str) -> DeletedReply:
     """Take a blend out of every tier. A request that uses it now still finishes."""
     return DeletedReply(key=key, tiers=await engine.blends.delete(key))

@@ -141,9 +141,6 @@ def reply_to(request: Request, error: Exception) -> JSONResponse | None:
 def _detail(request: Request, error: HTTPException) -> str:
     if error.status_code == 404:
         return f"there is nothing at {request.url.path}; /docs lists what is"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return f"{request.method} does not work at {request.url.path}; use {allowed}"
     return str(error.detail)
 
 
@@ -168,7 +165,7 @@ def _sentence(error: dict[str, Any]) -> tuple[int, str]:
     """Status and one sentence for pydantic's first complaint, without a word of what the caller sent."""
     kind, message = str(error["type"]), str(error["msg"])
     where = [part for part in error["loc"] if part not in ("body", "query", "path")]
-    field = ".".join(str(part) for part in where)
+    field = ".".join(str(part)[:60] for part in where)
     if kind == "json_invalid":
         position = error["loc"][-1]
         return (
@@ -176,7 +173,7 @@ def _sentence(error: dict[str, Any]) -> tuple[int, str]:
             f"the body is not JSON: {error.get('ctx', {}).get('error', message)} at character {position}",
         )
     if kind == "extra_forbidden":
-        return 422, f"field {field[:60]!r} is unknown here; /docs lists the fields"
+        return 422, f"field {field!r} is unknown here; /docs lists the fields"
     if kind == "missing":
         return 422, f"field {field!r} is missing" if field else "the body is missing"
     if kind == "value_error":

@@ -110,7 +110,7 @@ class SweepRequest(BaseModel):
     def _say_what_lambda_is(cls, value: Any) -> Any:
         if value == "folds":
             return value
-        with suppress(TypeError, ValueError):
+        with suppress(TypeError, ValueError, OverflowError):
             if 0 <= float(value) < math.inf:
                 return float(value)
         raise ValueError("lambda is a number from 0 up, or 'folds'")
@@ -263,7 +263,10 @@ After = Annotated[int, Query(ge=0, description="the same, for clients that canno
 @router.get(
     "/{sweep}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "an event for every change, until the end"}},
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "an event for every change, until the end"},
+        204: {"description": "it has ended, and the caller has seen that"},
+    },
 )
 async def follow_sweep(
     sweeps: TheSweeps, request: Request, sweep: str, last: LastEventId = None, after: After = 0
@@ -284,19 +287,29 @@ async def follow_sweep(
     )
 
 
-@router.get("/{sweep}/plot.svg", responses={200: {"content": {"image/svg+xml": {}}}, 409: {"model": Problem}})
+@router.get(
+    "/{sweep}/plot.svg",
+    response_class=Response,
+    responses={200: {"content": {"image/svg+xml": {}}}, 409: {"model": Problem}},
+)
 async def get_plot(sweeps: TheSweeps, sweep: str) -> Response:
     """Scores along t with their intervals, drawn."""
     return Response(await sweeps.file(sweep, PLOT), media_type="image/svg+xml")
 
 
-@router.get("/{sweep}/report", responses={200: {"content": {"text/html": {}}}, 409: {"model": Problem}})
+@router.get(
+    "/{sweep}/report", response_class=Response, responses={200: {"content": {"text/html": {}}}, 409: {"model": Problem}}
+)
 async def get_report(sweeps: TheSweeps, sweep: str) -> Response:
     """The report, one HTML page that needs no other."""
     return Response(await sweeps.file(sweep, HTML), media_type="text/html")
 
 
-@router.get("/{sweep}/results.json", responses={200: {"content": {"application/json": {}}}, 409: {"model": Problem}})
+@router.get(
+    "/{sweep}/results.json",
+    response_class=Response,
+    responses={200: {"content": {"application/json": {}}}, 409: {"model": Problem}},
+)
 async def get_results(sweeps: TheSweeps, sweep: str) -> Response:
     """All figures of the report."""
     return Response(await sweeps.file(sweep, JSON), media_type="application/json")
@@ -310,12 +323,15 @@ def _order(body: bytes, kind: str, request: Request) -> Order:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadData(f"the CSV is not UTF-8: {error.reason} at byte {error.start}") from None
-    asked: dict[str, Any] = {"data": text}
+    columns: dict[str, str] = {}
+    asked: dict[str, Any] = {"data": text, "columns": columns}
     for name, value in request.query_params.multi_items():
         if name in ("variants", "grid"):
             asked.setdefault(name, []).extend(value.split(","))
         elif name in NAMES:
-            asked.setdefault("columns", {})[name] = value
+            columns[name] = value
+        elif name in ("data", "columns"):
+            raise BadData(f"{name} is no part of the query: the body is the data, and a column is text=NAME")
         else:
             asked[name] = value
     return parse_json(json.dumps(asked).encode(), SweepRequest).order

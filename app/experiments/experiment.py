@@ -9,19 +9,40 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Word = Annotated[str, Field(max_length=256)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 def _seconds(moment: object) -> object:
     """Seconds since 1970 of what says a moment as ISO 8601 does, or TOML; UTC where it names no zone."""
     if isinstance(moment, str):
-        moment = datetime.fromisoformat(moment)
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError:
+            raise ValueError("a moment is seconds since 1970, or ISO 8601 such as 2026-01-31T12:00:00Z") from None
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return moment
+
+
+def _say_what_overrides_are(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """A refusal that does not show the unit, who may be a customer."""
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("overrides are names of arms by unit: 1,000 at most, units of up to 256 characters") from None
 
 
 Moment = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_seconds)]
@@ -77,10 +98,10 @@ class Experiment(_Part):
     coverage: Share = Field(1.0, description="part of all units that is in; may grow without moving anybody who is in")
     layer: Layer | None = Field(None, description="units that this experiment shares with no other of the layer")
     holdout: Share = Field(0.0, description="part of all units that no experiment ever touches")
-    targeting: dict[str, list[str]] = Field(
+    targeting: dict[Word, list[Word]] = Field(
         default_factory=dict, max_length=32, description="attributes of a request and the values that let it in"
     )
-    overrides: dict[str, Name] = Field(
+    overrides: Annotated[dict[Word, Name], WrapValidator(_say_what_overrides_are)] = Field(
         default_factory=dict, max_length=1_000, description="units of testers, and the arm each gets"
     )
     start: Moment | None = Field(None, description="not before; seconds since 1970, or ISO 8601")
@@ -88,7 +109,9 @@ class Experiment(_Part):
     planned_units: int | None = Field(
         None, gt=0, description="units of all arms together at the planned end; none: watched with an open end"
     )
-    window: float = Field(7 * DAY, gt=0, description="seconds after a unit's first exposure that its outcomes count")
+    window: float = Field(
+        7 * DAY, gt=0, allow_inf_nan=False, description="seconds after a unit's first exposure that its outcomes count"
+    )
     mode: Literal["test", "bandit"] = "test"
     status: Status = "draft"
 
@@ -114,9 +137,9 @@ class Experiment(_Part):
         for arm in self.arms:
             if arm.shadow and arm.share:
                 raise ValueError(f"arm {arm.name!r} is a shadow, so its share is 0 instead of {arm.share:g}")
-        for unit, name in self.overrides.items():
+        for name in self.overrides.values():
             if name not in shown:
-                raise ValueError(f"the override of unit {unit!r} is arm {name!r}; arms: {', '.join(shown)}")
+                raise ValueError(f"an override is arm {name!r}; arms that are shown: {', '.join(shown)}")
         metrics = {metric.name: metric for metric in self.metrics}
         if sum(metric.role == "primary" for metric in self.metrics) > 1:
             raise ValueError("more than one metric is primary; one decides, others are secondary or guardrails")

@@ -115,7 +115,7 @@ def kept_rows(name: str, rows: Rows, where: tuple[str, str] | None) -> Rows:
     kept = 0
     for place, row in rows:
         if column not in row:
-            raise BadData(f"{name}: no column {column!r}; columns: {', '.join(map(str, row))}")
+            raise BadData(f"{name}: no column {column[:60]!r}; columns: {', '.join(map(str, row))}")
         found = str(row[column])
         if found == value:
             kept += 1
@@ -185,7 +185,7 @@ def _find(name: str, present: list[str], columns: Columns, labelled: bool) -> di
             continue
         if wanted is not None:
             if wanted not in present:
-                raise BadData(f"{name}: no column {wanted!r}; columns: {shown}")
+                raise BadData(f"{name}: no column {wanted[:60]!r}; columns: {shown}")
             found[role] = wanted
             continue
         by_name = {str(column).strip().casefold(): column for column in reversed(present)}
