@@ -104,7 +104,11 @@ class Following(Generic[D]):
         return await self._store.swap(after.name, document, after.encoded())
 
     async def adopt(self, document: D) -> None:
-        """Take a document for the newest of its name, and act on it."""
+        """Take a document for the newest of its name, and act on it; not if a newer one has become known since it was
+        read or written, because whoever waits for Redis or for a blend may be late."""
+        known = self.known.get(document.name)
+        if known is not None and known.version > document.version:
+            return
         self.known[document.name] = document
         await self._on_change(document)
 
