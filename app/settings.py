@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from app.cache.policy import Mode
+from app.client_key import VARIABLE as CALLERS_KEY
 from app.errors import BadSettings
 
 PREFIX = "TWEEN_"
@@ -88,7 +89,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         values: dict[str, object] = {
             name.removeprefix(PREFIX).lower(): value
             for name, value in environ.items()
-            if name.startswith(PREFIX) and value != ""
+            if name.startswith(PREFIX) and name != CALLERS_KEY and value != ""
         }
         values |= {field: environ[name] for name, field in FREE_NAMES.items() if environ.get(name)}
         values |= {name: value for name, value in overrides.items() if value is not None}

@@ -46,7 +46,7 @@ MAY_KNOW = {
     },
     "demo": {"models", "weights", "search", "torch", "transformers", "huggingface_hub", "tqdm"},
 }
-EVERYBODY = {"errors"} | set(sys.stdlib_module_names)
+EVERYBODY = {"errors", "client_key"} | set(sys.stdlib_module_names)
 
 
 def imports(path: Path) -> set[str]:

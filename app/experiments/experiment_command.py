@@ -11,6 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+from app.client_key import with_key
 from app.errors import BadExperiment
 from app.experiments.experiment_file import read_experiments
 
@@ -95,7 +96,7 @@ def _ask(options: argparse.Namespace, method: str, path: str, body: object = Non
     headers = {"Content-Type": "application/json", "X-Tween-Actor": options.actor}
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urlopen(Request(url, data, headers, method=method), timeout=TIMEOUT) as reply:
+        with urlopen(with_key(Request(url, data, headers, method=method)), timeout=TIMEOUT) as reply:
             found: dict[str, Any] = json.load(reply)
             return found
     except HTTPError as refusal:

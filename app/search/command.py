@@ -79,7 +79,11 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="folder of the results (sweep-LINE)")
     command.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write event files for TensorBoard there")
     command.add_argument("--wandb", type=Path, metavar="DIR", help="also write an offline run for Weights & Biases")
-    command.add_argument("--server", metavar="URL", help="have a running service do it, and follow it from here")
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        help="have a running service do it, and follow it from here, with the key in TWEEN_API_KEY if it asks for one",
+    )
     command.add_argument(
         "--share",
         metavar="INDEX/COUNT",

@@ -12,6 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from app.client_key import with_key
 from app.errors import BadData
 from app.search.command import columns_of, cost_of, guard_parts, penalty_of, progress, weighed
 from app.search.dataset import Columns, kept_rows
@@ -89,7 +90,7 @@ def _states(url: str) -> Iterator[dict[str, Any]]:
     while True:
         try:
             request = urllib.request.Request(f"{url}/events", headers={"Last-Event-ID": last})
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as events:
+            with urllib.request.urlopen(with_key(request), timeout=TIMEOUT) as events:
                 for line in events:
                     name, _, value = line.decode().rstrip("\n").partition(": ")
                     heard = time.monotonic()
@@ -117,7 +118,7 @@ def _fetch(url: str, body: bytes | None = None, method: str | None = None) -> by
     """The body of a reply. Raises `BadData` with the service's own sentence."""
     try:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+        with urllib.request.urlopen(with_key(request), timeout=TIMEOUT) as reply:
             content: bytes = reply.read()
             return content
     except urllib.error.HTTPError as error:
