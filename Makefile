@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint bench soak chaos lock rules image clean
+.PHONY: demo test lint bench soak chaos lock rules image audit clean
 
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
@@ -49,6 +49,10 @@ rules:
 image: .venv/dev
 	$(BIN)/python -m tests.image
 
+# Known vulnerabilities, licences and a bill of materials; fails where nobody can be asked for vulnerabilities.
+audit: .venv/dev .venv/audit/bin/pip-audit
+	$(BIN)/python -m tests.audit .venv/audit/bin
+
 clean:
 	rm -rf .venv
 
@@ -73,6 +77,11 @@ clean:
 .venv/policy/bin/checkov: .venv/torch
 	$(PYTHON) -m venv .venv/policy
 	.venv/policy/bin/python -m pip install --quiet 'checkov>=3.3,<4'
+
+# So do the tools of the audit.
+.venv/audit/bin/pip-audit: .venv/torch
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet 'pip-audit>=2.10,<3' 'pip-licenses>=5.5,<6' 'cyclonedx-bom>=7.5,<8'
 
 # promtool, unpacked from Debian's package and not installed. Where that cannot be had, its tests are skipped.
 .venv/debian: .venv/torch
