@@ -145,6 +145,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
         app.add_middleware(access.Access, keys=Keys(settings.api_keys), limits=limits)
     elif settings.host not in LOOPBACK:
         log.warning("no TWEEN_API_KEYS: whoever reaches %s may do everything", settings.host)
+    app.add_middleware(middleware.Unexpected)
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

@@ -28,7 +28,7 @@ def answer(caller: socket.socket) -> tuple[int, dict]:
     if not received:
         return 0, {}
     head, _, body = received.partition(b"\r\n\r\n")
-    assert b"application/problem+json" in head and b"connection: close" in head.lower()
+    assert b"application/problem+json" in head and b"connection: close" in head.lower() and b"x-request-id: " in head
     return int(head.split()[1]), json.loads(body)
 
 

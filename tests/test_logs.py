@@ -60,7 +60,7 @@ def test_a_failure_is_told_with_its_request_and_without_texts(serve: Callable, s
     service.app.state.engine.blends.use = fail
     headers = {"X-Request-Id": "the-request"}
     reply = service.client.post("/v1/predict", json={"texts": CANARY, "recipe": "angry@0.4"}, headers=headers)
-    assert reply.status_code == 500
+    assert reply.status_code == 500 and reply.headers["x-request-id"] == "the-request"
     told = [json.loads(line) for line in kept.lines]
     failure = next(line for line in told if line["message"].startswith("unexpected RuntimeError"))
     assert failure["request_id"] == "the-request" and "out of memory" in failure["exception"]

@@ -1,4 +1,4 @@
-"""What every reply and every body has in common: a request id, and a limit in bytes."""
+"""What every reply and every body has in common: a request id, a shape even of failures, and a limit in bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.logs import REQUEST_ID
-from app.api.problems import problem
+from app.api.problems import problem, unexpected
 from app.errors import BodyTooLarge
 
 SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -36,6 +36,32 @@ class RequestId:
 
         REQUEST_ID.set(request_id)  # a request is a task of its own, so nobody else sees it
         await self._app(scope, receive, send_with_id)
+
+
+class Unexpected:
+    """Answers what nobody expected with a 500. The framework would do so outside of everything that is added to a
+    reply: its id, and the headers that let pages of other origins read it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started:
+                raise  # the server cuts the connection, so that nobody takes half a reply for a whole one
+            await unexpected(Request(scope), error)(scope, receive, send)
 
 
 class BodyLimit:

@@ -138,6 +138,12 @@ def reply_to(request: Request, error: Exception) -> JSONResponse | None:
     return None
 
 
+def unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The reply for what nobody expected; the log tells the rest."""
+    log.error("unexpected %s at %s", type(error).__name__, request.url.path, exc_info=error)
+    return plain_problem(request, 500, "something went wrong here; the log tells what")
+
+
 def _detail(request: Request, error: HTTPException) -> str:
     if error.status_code == 404:
         return f"there is nothing at {request.url.path}; /docs lists what is"
@@ -145,20 +151,15 @@ def _detail(request: Request, error: HTTPException) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of the app the shape above."""
+    """Give every error that a route may raise the shape above; `middleware.Unexpected` does so for all others."""
 
     async def expected(request: Request, error: Exception) -> JSONResponse:
         reply = reply_to(request, error)
         assert reply is not None
         return reply
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("unexpected %s at %s", type(error).__name__, request.url.path, exc_info=error)
-        return plain_problem(request, 500, "something went wrong here; the log tells what")
-
     for kind in (TweenError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, expected)
-    app.add_exception_handler(Exception, unexpected)
 
 
 def _sentence(error: dict[str, Any]) -> tuple[int, str]:
