@@ -49,7 +49,7 @@ class PrivateRedis:
             "save": "",
             "appendonly": "no",
             "maxmemory": f"{maxmemory_mib}mb",
-            "maxmemory-policy": "allkeys-lru",
+            "maxmemory-policy": "volatile-lru",  # blends and predictions may go, aliases and experiments not
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         self._process = subprocess.Popen(
