@@ -60,6 +60,7 @@ from app.cache.shared import RedisTier, Shape
 from app.cache.sweep_store import SweepStore
 from app.cache.tiers import Ladder
 from app.errors import BadBank, BadSegments, BadSettings, TweenError
+from app.experiments.bandits import Bandits
 from app.experiments.experiment_file import read_experiments
 from app.experiments.followed import Followed
 from app.experiments.judgement import failing_guardrails
@@ -69,6 +70,7 @@ from app.experiments.no_ledger import NoLedger
 from app.experiments.rollouts import Rollouts
 from app.experiments.running import Experiments
 from app.experiments.spool import Spool, default_folder
+from app.experiments.sticky import Sticky
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.card import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
@@ -84,6 +86,7 @@ from app.serving.blends import Blends
 from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
 from app.serving.engine import Engine
 from app.serving.errands import Errands
+from app.serving.following import CANCEL_SECONDS
 from app.serving.scheduler import Scheduler, measure
 from app.serving.segment_table import SegmentTable, read_table
 from app.serving.workers import WorkerLane, prepare
@@ -124,7 +127,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
             engine = await build_engine(settings, spec, resources, limits)
             app.state.sweeps = await start_sweeps(settings, engine, resources)
             started = await start_experiments(settings, engine, resources)
-            app.state.experiments, app.state.ledger, app.state.rollouts = started
+            app.state.experiments, app.state.ledger, app.state.rollouts, app.state.bandits = started
             app.state.engine = engine
         except Exception as error:
             if not isinstance(error, TweenError | OSError):
@@ -291,12 +294,14 @@ async def runner_of(
 
 async def start_experiments(
     settings: Settings, engine: Engine, resources: AsyncExitStack
-) -> tuple[Experiments, EventLedger | NoLedger, Rollouts]:
-    """The experiments, with what the file of them says, who counts what they do, and who promotes their arms."""
+) -> tuple[Experiments, EventLedger | NoLedger, Rollouts, Bandits]:
+    """The experiments, with what the file of them says, who counts what they do, who promotes their arms, and who has
+    shares follow outcomes."""
     store = None
     if engine.redis is not None:
         store = DocumentStore(engine.redis.redis, settings.redis_namespace, "experiments")
-    experiments = Experiments(engine.cookbook, engine.aliases.warmth, store)
+    sticky = Sticky(engine.redis, settings.redis_namespace)
+    experiments = Experiments(engine.cookbook, engine.aliases.warmth, store, sticky=sticky)
     resources.push_async_callback(experiments.close)
     await experiments.start()
     if settings.experiments is not None:
@@ -308,8 +313,10 @@ async def start_experiments(
         return await asyncio.to_thread(failing_guardrails, experiments.get(name).experiment, phases)
 
     rollouts = Rollouts(experiments, engine.aliases, store, guardrails)
+    bandits = Bandits(experiments, store, ledger.sums)
     meanwhile(rollouts.run(), resources)
-    return experiments, ledger, rollouts
+    meanwhile(bandits.run(), resources)
+    return experiments, ledger, rollouts, bandits
 
 
 def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTable]:
@@ -348,7 +355,15 @@ async def open_ledger(
 
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:
     """Have something go on in the background until the service ends."""
-    resources.callback(asyncio.create_task(work).cancel)
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        while not task.done():
+            # Again and again: a connection that is being made swallows the first of them.
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCEL_SECONDS)
+
+    resources.push_async_callback(end)
 
 
 def remembered(settings: Settings, bank: Bank, redis: AnyRedis | None, resources: AsyncExitStack) -> Predictions:

@@ -89,6 +89,32 @@ def test_a_change_of_who_meets_what_begins_a_phase_and_no_other_change_does() ->
     assert with_shadow.phase == 3 and with_shadow.version == record.version + 1
 
 
+def test_shares_that_a_bandit_works_out_begin_a_phase_of_the_same_era() -> None:
+    record = drafted(mode="bandit", period=100).at("running", None)
+    began = record.phases[0].began
+    assert began is not None and not record.is_due(began + 99) and record.is_due(began + 100)
+    looked = record.reckoned({"mild": 0.5, "firm": 0.5}, began + 100, "bandit")
+    assert (looked.version, looked.phase, looked.audit) == (record.version + 1, 1, record.audit)
+    assert not looked.is_due(began + 199) and looked.is_due(began + 200)
+    moved = looked.reckoned({"mild": 0.1, "firm": 0.9}, began + 200, "bandit")
+    assert (moved.phase, moved.era, moved.phases[-1].began) == (2, 1, began + 200)
+    assert moved.phases[-1].shares == {"mild": 0.1, "firm": 0.9} and moved.audit[-1].by == "bandit"
+    assert moved.reckoned({"mild": 0.2, "firm": 0.8}, began + 300, "bandit").era == 1
+    assert not moved.at("paused", None).is_due(began + 1e6)
+    assert not drafted(mode="bandit").is_due(1e12) and not drafted().at("running", None).is_due(1e12)
+
+
+def test_people_change_a_bandit_and_leave_its_shares_unless_they_change_who_meets_what() -> None:
+    """A file or a body holds the shares that it began with."""
+    record = drafted(mode="bandit").at("running", None).reckoned({"mild": 0.1, "firm": 0.9}, 1e10, "bandit")
+    wider = record.defined(definition(mode="bandit", coverage=0.5), "ada")
+    assert (wider.phase, wider.era, wider.experiment.coverage) == (2, 1, 0.5)
+    assert [arm.share for arm in wider.experiment.shown] == [0.1, 0.9]
+    for other in (definition(mode="bandit", salt="new"), definition()):
+        anew = record.defined(other, "ada")
+        assert (anew.phase, anew.era) == (3, 3) and [arm.share for arm in anew.experiment.shown] == [0.5, 0.5]
+
+
 def test_a_record_is_what_it_was_after_a_journey() -> None:
     record = drafted(targeting={"plan": ["free"]}, metrics=[{"name": "solved"}]).at("running", "bob")
     raw = record.encoded()

@@ -180,7 +180,8 @@ async def get_assignment(
     attribute: Annotated[list[str] | None, Query(description="NAME=VALUE; may be repeated")] = None,
 ) -> AssignmentReply:
     """Which arm a unit meets now, and why. Nothing is counted."""
-    meeting = experiments.meet(name, unit, _attributes(attribute or []))
+    (meeting,) = await experiments.meet([experiments.draw(name, unit, _attributes(attribute or []))], keep=False)
+    assert meeting is not None
     found = meeting.assignment
     return AssignmentReply(
         experiment=name,

@@ -55,7 +55,7 @@ class Met:
         ]
 
 
-def meet(
+async def meet(
     experiments: Experiments,
     given: Sequence[Given],
     units: str | Sequence[str | None] | None,
@@ -65,7 +65,7 @@ def meet(
     """What each text of a call meets; None if no recipe names an experiment.
 
     `given` is one recipe for all texts, or one for each. Raises `BadTexts` and `BadUnit` where lists have another
-    length, and what `Experiments.meet` raises.
+    length, and what `Experiments.draw` raises.
     """
     names = [experiments.behind(one) for one in given]
     if all(name is None for name in names):
@@ -78,11 +78,11 @@ def meet(
     each = [units] * texts if units is None or isinstance(units, str) else list(units)
     if len(each) != texts:
         raise BadUnit(f"{texts} texts and {len(each)} units; a list of units has one for every text")
-    meetings = [
-        None if name is None else experiments.meet(name, unit, attributes)
+    drawn = [
+        None if name is None else experiments.draw(name, unit, attributes)
         for name, unit in zip(names, each, strict=True)
     ]
-    return Met(meetings, many)
+    return Met(await experiments.meet(drawn), many)
 
 
 async def answer(

@@ -267,7 +267,7 @@ async def predict(
     """Classify texts with the weights that the recipe names."""
     given, texts = body.recipe, body.as_list()
     many, each = isinstance(given, list), given if isinstance(given, list) else [given]
-    met = meet(experiments, each, unit if body.unit is None else body.unit, body.attributes, len(texts))
+    met = await meet(experiments, each, unit if body.unit is None else body.unit, body.attributes, len(texts))
     if any(automatic(one) for one in each):
         if met is not None:
             raise BadRecipe("one call asks for an experiment and for an automatic t; send two calls")

@@ -13,15 +13,17 @@ so that every language with doubles gets the same number. Several salts ask inde
 
 With a single hash and ranges of coverage times share, growing from 10 to 50 % moves half of those who are in to
 another arm. A change of the shares themselves must move units. It begins a new phase, whose arms are drawn anew
-(`SALT/2/arm` and so on), so that no phase mixes units that came under different shares.
+(`SALT/2/arm` and so on), so that no phase mixes units that came under different shares. Where a bandit changes them,
+units that were there keep their first draw, with its phase (`sticky.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -62,6 +64,15 @@ class Assignment:
     @property
     def counts(self) -> bool:
         return self.reason == "assigned"
+
+    def encoded(self) -> str:
+        """What was drawn by lot, as text."""
+        return json.dumps([self.phase, self.arm, self.propensity], separators=(",", ":"))
+
+    def decoded(self, draw: str) -> Assignment:
+        """This assignment with the draw that `encoded` wrote."""
+        phase, arm, propensity = json.loads(draw)
+        return replace(self, phase=phase, arm=arm, propensity=propensity)
 
 
 def u(salt: str, unit: str) -> float:

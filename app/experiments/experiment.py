@@ -113,6 +113,7 @@ class Experiment(_Part):
         7 * DAY, gt=0, allow_inf_nan=False, description="seconds after a unit's first exposure that its outcomes count"
     )
     mode: Literal["test", "bandit"] = "test"
+    period: float = Field(DAY, gt=0, description="bandit: seconds after which shares are worked out anew")
     status: Status = "draft"
 
     @property

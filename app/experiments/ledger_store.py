@@ -5,7 +5,7 @@
     NAMESPACE:exp:{NAME}:sums          {path: amount}
     NAMESPACE:exp:{NAME}:waiting       units that have done something and were not met yet, by when they are given up
     NAMESPACE:exp:{NAME}:marks:N       marks of the events of one period, which say that they have been folded
-    NAMESPACE:exp:{NAME}:sticky        {unit: the arm that it stays with} (bandits)
+    NAMESPACE:exp:{NAME}:sticky:ERA    {unit: its first draw}, of bandits (`sticky.py`)
 
 Folding is optimistic: a pod reads events, marks and records, works out what changes, and a script makes all changes in
 one step if nobody was there first: records, sums, marks, and the events leave the stream. So whatever Redis has after
@@ -180,15 +180,6 @@ class LedgerStore:
             Awaitable[tuple[int, dict[bytes, bytes]]], self._redis.hscan(key, cursor, count=SCAN)
         )
         return cursor, {unit.decode(): record for unit, record in found.items()}
-
-    async def stick(self, experiment: str, unit: str, document: str) -> str:
-        """What was first said of a unit, which is this document if nothing was."""
-        key = self._key(experiment, "sticky")
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.hsetnx(key, unit, document)
-        pipeline.hget(key, unit)
-        _, first = await pipeline.execute()
-        return cast(bytes, first).decode()
 
     def _ask_for(self, pipeline: Any, experiment: str, marks: Sequence[tuple[int, str]]) -> None:
         for period in _around(period for period, _ in marks):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,6 +49,9 @@ class Phase(_Part):
     number: int
     began: float | None = Field(description="seconds since 1970; null: not running yet")
     shares: dict[str, float] = Field(description="by arm that is shown")
+    era: int | None = Field(
+        default=None, description="bandit: the phase since which units keep their arm; null: this one"
+    )
 
 
 class Record(_Part):
@@ -60,6 +64,7 @@ class Record(_Part):
     audit: tuple[Entry, ...] = ()
     rollout: Rollout | None = None
     file: str | None = Field(default=None, description="what a file last said of it, as a digest")
+    looked: float = Field(default=0.0, description="bandit: when shares were last worked out, seconds since 1970")
 
     @property
     def experiment(self) -> Experiment:
@@ -75,6 +80,19 @@ class Record(_Part):
         return self.phases[-1].number
 
     @property
+    def era(self) -> int:
+        """The phase since which people have not changed who meets what; through these, units of a bandit keep their
+        arm."""
+        return self.phases[-1].era or self.phase
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is a bandit whose shares are to be worked out."""
+        began = self.phases[-1].began
+        if self.experiment.mode != "bandit" or self.status != "running" or began is None:
+            return False
+        return now >= max(began, self.looked) + self.experiment.period
+
+    @property
     def has_begun(self) -> bool:
         """Whether units may have met it."""
         return bool(self.phases) and self.phases[-1].began is not None
@@ -82,10 +100,13 @@ class Record(_Part):
     def defined(self, new: Experiment, by: str | None, action: str = "changed") -> Record:
         """The record with this definition; itself, if that is the one it has.
 
-        A definition that does not name a status leaves it as it is. Raises `ExperimentConflict` where the status
-        cannot become the one it names, and where the experiment has stopped.
+        A definition that does not name a status leaves it as it is, and that of a bandit which has begun its shares.
+        Raises `ExperimentConflict` where the status cannot become the one it names, and where the experiment has
+        stopped.
         """
         before = self.definition
+        if before and self.has_begun and _goes_on(before, new):
+            new = _with_shares(new, {arm.name: arm.share for arm in before.shown})
         if "status" not in new.model_fields_set:
             new = new.model_copy(update={"status": before.status if before else "draft"})
         if new == before:
@@ -133,6 +154,16 @@ class Record(_Part):
         """The record of a rollout with what it is now, whatever it was before: one alias is rolled out many times."""
         return self._with(new, by, action).model_copy(update={"rollout": rollout})
 
+    def reckoned(self, shares: Mapping[str, float], now: float, by: str) -> Record:
+        """The record of a bandit with other shares, in a new phase of the same era; or if they are as they were, only
+        with the note that somebody looked."""
+        new = _with_shares(self.experiment, shares)
+        if new == self.experiment:
+            return self.model_copy(update={"version": self.version + 1, "looked": now})
+        after = self._with(new, by, "worked out shares", now)
+        *past, phase = after.phases
+        return after.model_copy(update={"phases": (*past, phase.model_copy(update={"era": self.era})), "looked": now})
+
     def _check_step(self, status: Status) -> None:
         now = self.status
         if status != now and status not in NEXT[now]:
@@ -176,7 +207,18 @@ class Record(_Part):
 
 def who_meets_what(experiment: Experiment) -> object:
     """What begins a new phase where it changes: other figures would be mixed with those that were counted."""
-    return experiment.salt, [(arm.name, arm.recipe, arm.share) for arm in experiment.shown]
+    return experiment.salt, experiment.mode, [(arm.name, arm.recipe, arm.share) for arm in experiment.shown]
+
+
+def _goes_on(before: Experiment, after: Experiment) -> bool:
+    """Whether a bandit goes on: units meet what they met, at most in other shares."""
+    same = before.salt == after.salt and before.mode == after.mode == "bandit"
+    return same and [(a.name, a.recipe) for a in before.shown] == [(a.name, a.recipe) for a in after.shown]
+
+
+def _with_shares(experiment: Experiment, shares: Mapping[str, float]) -> Experiment:
+    arms = [arm.model_copy(update={"share": shares.get(arm.name, arm.share)}) for arm in experiment.arms]
+    return experiment.model_copy(update={"arms": arms})
 
 
 def _changes(before: Experiment | None, after: Experiment) -> dict[str, tuple[Any, Any]]:

@@ -13,8 +13,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from app.cache.document_store import DocumentStore
 from app.errors import BadExperiment, ExperimentConflict, RedisAway, TweenError, UnknownExperiment
@@ -24,6 +24,7 @@ from app.experiments.experiment_file import check_name, digest
 from app.experiments.exposure import Exposure, Ledger
 from app.experiments.record import Record
 from app.experiments.rollout import OWN
+from app.experiments.sticky import Sticky
 from app.serving.aliases import DEFAULT
 from app.serving.following import Following
 from app.serving.warmth import Kept, Warmth
@@ -60,6 +61,8 @@ class Meeting:
     assignment: Assignment
     recipe: Recipe
     shadows: Mapping[str, Recipe]
+    era: int | None = None
+    """Of a bandit, the phase since which units keep their arm; None where nothing but the hash decides."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,19 @@ class Experiments:
     """The experiments of a service."""
 
     def __init__(
-        self, cookbook: Cookbook, warmth: Warmth, store: DocumentStore | None, ledger: Ledger | None = None
+        self,
+        cookbook: Cookbook,
+        warmth: Warmth,
+        store: DocumentStore | None,
+        ledger: Ledger | None = None,
+        sticky: Sticky | None = None,
     ) -> None:
-        """Without a `ledger`, nobody takes note of who met what."""
+        """Without a `ledger`, nobody takes note of who met what; without `sticky`, this process alone knows who stays
+        with which arm of a bandit."""
         self.ledger = ledger
         self._cookbook = cookbook
         self._warmth = warmth
+        self._sticky = sticky or Sticky(None, "")
         self._following = Following("experiments", store, Record.decoded, self._follow)
         self._served: dict[str, _Served] = {}
         self._rollouts: dict[str, _Served] = {}
@@ -118,13 +128,39 @@ class Experiments:
         served = self._served.get(record.name)
         return served is not None and served.record == record
 
-    def meet(self, name: str, unit: str | None, attributes: Mapping[str, str]) -> Meeting:
-        """The arm that a unit meets here and now; raises `UnknownExperiment` and `BadUnit`."""
+    def recipes(self, name: str) -> Mapping[str, Recipe]:
+        """By arm, what traffic meets here; raises `UnknownExperiment`."""
+        served = self._served.get(name)
+        if served is None:
+            raise self._unserved(name)
+        return served.recipes
+
+    def draw(self, name: str, unit: str | None, attributes: Mapping[str, str]) -> Meeting:
+        """The arm that the hash gives a unit here and now; raises `UnknownExperiment` and `BadUnit`."""
         served = self._served.get(name)
         if served is None:
             raise self._unserved(name)
         found = assign(name, served.record.experiment, served.record.phase, unit, attributes)
-        return Meeting(unit, found, served.recipes[found.arm], served.shadows if found.counts else {})
+        era = served.record.era if found.counts and served.record.experiment.mode == "bandit" else None
+        return Meeting(unit, found, served.recipes[found.arm], served.shadows if found.counts else {}, era)
+
+    async def meet(self, drawn: Sequence[Meeting | None], keep: bool = True) -> list[Meeting | None]:
+        """The meetings that come of draws: units of bandits get what they drew first, as if it were now. What is drawn
+        now for the first time they `keep`, unless this is only a look."""
+        bandits = {(one.assignment.experiment, one.era, one.unit): one for one in drawn if one and one.era and one.unit}
+        if not bandits:
+            return list(drawn)
+        offers = {key: one.assignment.encoded() for key, one in bandits.items()}
+        recipes = {name: self._served[name].recipes for name, _, _ in bandits}
+        firsts = await self._sticky.first(offers, keep)
+        met: list[Meeting | None] = []
+        for one in drawn:
+            if one and one.era and one.unit:
+                first = one.assignment.decoded(firsts[one.assignment.experiment, one.era, one.unit])
+                recipe = recipes[first.experiment].get(first.arm)
+                one = replace(one, assignment=first, recipe=recipe) if recipe else one
+            met.append(one)
+        return met
 
     def behind(self, recipe: object) -> str | None:
         """The name of the experiment that a recipe as it was given stands for, if it stands for one: `exp:NAME`, or an
@@ -199,7 +235,7 @@ class Experiments:
         await self._change(name, None, lambda record: record.noted(action, by))
 
     async def roll(self, name: str, change: Callable[[Record], Record]) -> Record:
-        """Change an experiment that the service itself makes; raises what `change` raises, and `RedisAway`."""
+        """Change an experiment as the service itself does; raises what `change` raises, and `RedisAway`."""
         return (await self._change(name, None, change)).record
 
     async def apply(self, definitions: Mapping[str, Experiment], by: str) -> None:
