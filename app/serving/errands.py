@@ -1,9 +1,10 @@
 """Passes that nobody waits for at a keyboard: a sweep's, say. They take what callers leave.
 
 An errand's rows are run in pieces of a few milliseconds, one piece at a time whatever the number of units, and a piece
-begins only while a unit is idle and no caller's row waits. So a caller meets at most one piece in the way, and none
-where there are several units. Under load that never pauses an errand still gets on: a piece waits for at most
-PATIENCE times as long as the last one took, and then stands in line like everybody else.
+begins only while all units are idle and no caller's row waits: units share cores and memory, so a piece slows down a
+pass beside it. A caller who comes meets at most one piece, and where there are several units another one is free.
+Under load that never pauses an errand still gets on: a piece waits for at most PATIENCE times as long as the last one
+took, and then stands in line like everybody else.
 
 Rows are mixed from the members wherever the model allows: nothing is built, and no blend that callers use has to go.
 Pieces depend on the rows alone, so that an errand that is run again gives the same logits, bit by bit.
@@ -90,9 +91,9 @@ class Errands:
         return b"".join(logits)
 
     async def _lull(self) -> None:
-        """Until a unit is idle and no caller waits, or patience ends."""
+        """Until no caller waits or is served, or patience ends."""
         deadline = time.monotonic() + PATIENCE * self._seconds
-        while (self._batcher.waiting_rows or not self._compute.idle) and time.monotonic() < deadline:
+        while (self._batcher.waiting_rows or self._compute.idle < self._compute.units) and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_SECONDS)
 
 
