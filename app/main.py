@@ -14,7 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fastapi import FastAPI
@@ -95,6 +95,9 @@ from app.weights import geometry
 from app.weights.arena import BASE, Vectors
 from app.weights.recipe import Cookbook, Recipe
 
+if TYPE_CHECKING:
+    from app.api.tracing import Tracer
+
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
@@ -116,6 +119,8 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.engine = None
         async with AsyncExitStack() as resources:
+            if tracer is not None:
+                resources.push_async_callback(tracer.close)
             loading = asyncio.create_task(start(app, resources))
             yield
             loading.cancel()
@@ -135,6 +140,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
             on_failure(error)
 
     limits = Limits()
+    tracer = tracer_of(settings)
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = None
     app.state.draining = False
@@ -153,6 +159,8 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(traffic.Traffic, tally=app.state.tally, direct=native.DIRECT)
+    if tracer is not None:
+        app.add_middleware(tracer.around, direct=native.DIRECT)
     app.add_middleware(middleware.RequestId)
     app.include_router(native.router)
     app.include_router(spectrum.router)
@@ -165,6 +173,19 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(probes.router)
     app.include_router(metrics.router)
     return app
+
+
+def tracer_of(settings: Settings) -> Tracer | None:
+    """Who traces requests; None where nobody is to. A platform may set the variable for all that runs on it, so that
+    a missing package is a warning."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from app.api.tracing import Tracer
+    except ImportError:
+        log.warning("OTEL_EXPORTER_OTLP_ENDPOINT: no traces, OpenTelemetry is missing (pip install 'tween[otel]')")
+        return None
+    return Tracer(settings.otlp_endpoint, __version__)
 
 
 def create_server(settings: Settings, app: FastAPI) -> Server:

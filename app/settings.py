@@ -1,7 +1,7 @@
 """Every knob: its name in the environment, default, unit and meaning.
 
-`TWEEN_<NAME>` sets a field; `REDIS_URL` keeps the name that everybody uses. A name that does not exist is
-refused at start-up, because a misspelt limit is no limit.
+`TWEEN_<NAME>` sets a field; `REDIS_URL` and OpenTelemetry's variable keep the names that everybody uses. A name that
+does not exist is refused at start-up, because a misspelt limit is no limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.client_key import VARIABLE as CALLERS_KEY
 from app.errors import BadSettings
 
 PREFIX = "TWEEN_"
-FREE_NAMES = {"REDIS_URL": "redis_url"}
+FREE_NAMES = {"REDIS_URL": "redis_url", "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint"}
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
@@ -79,6 +79,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     sweep_ttl_s: int = Field(7 * 24 * 3600, gt=0, description="how long a sweep and its logits stay in Redis, s")
     log_format: Literal["human", "json"] = Field("human", description="lines of the log: human, or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="collector of traces (OTLP over HTTP), such as http://collector:4318; without it, none are made",
+    )
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], **overrides: object) -> Settings:

@@ -43,10 +43,11 @@ MAY_KNOW = {
         "starlette",
         "prometheus_client",
         "uvicorn",
+        "opentelemetry",
     },
     "demo": {"models", "weights", "search", "torch", "transformers", "huggingface_hub", "tqdm"},
 }
-EVERYBODY = {"errors", "client_key"} | set(sys.stdlib_module_names)
+EVERYBODY = {"errors", "client_key", "spans"} | set(sys.stdlib_module_names)
 
 
 def imports(path: Path) -> set[str]:

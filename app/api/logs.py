@@ -1,4 +1,4 @@
-"""Lines of the log, for people or for machines, each with the id of the request that it belongs to.
+"""Lines of the log, for people or for machines, each with the ids of the request that it belongs to and of its trace.
 
 Nothing here knows what callers send: a line holds what the code says, and no texts.
 """
@@ -17,6 +17,10 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that is being answered; empty outside of one."""
 
 
+TRACE_ID: ContextVar[str] = ContextVar("trace_id", default="")
+"""The id of its trace; empty where requests are not traced."""
+
+
 class Human(logging.Formatter):
     """A line to read."""
 
@@ -24,8 +28,8 @@ class Human(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        line, request_id = super().format(record), REQUEST_ID.get()
-        return f"{line} [{request_id}]" if request_id else line
+        line, ids = super().format(record), f"{REQUEST_ID.get()} {TRACE_ID.get()}".strip()
+        return f"{line} [{ids}]" if ids else line
 
 
 class Json(logging.Formatter):
@@ -40,6 +44,8 @@ class Json(logging.Formatter):
         }
         if request_id := REQUEST_ID.get():
             said["request_id"] = request_id
+        if trace_id := TRACE_ID.get():
+            said["trace_id"] = trace_id
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
         return json.dumps(said, ensure_ascii=False)

@@ -64,9 +64,11 @@ class Traffic:
         finally:
             self._tally.in_flight -= 1
             method = scope["method"] if scope["method"] in METHODS else ELSEWHERE
-            self._tally.note(method, self._route(scope), status, time.perf_counter() - started)
+            self._tally.note(method, route_of(scope, self._direct), status, time.perf_counter() - started)
 
-    def _route(self, scope: Scope) -> str:
-        if (scope["method"], scope["path"]) in self._direct:
-            return str(scope["path"])
-        return getattr(scope.get("route"), "path", ELSEWHERE)
+
+def route_of(scope: Scope, direct: Collection[tuple[str, str]]) -> str:
+    """The pattern of the path that answered, ELSEWHERE if none did."""
+    if (scope["method"], scope["path"]) in direct:
+        return str(scope["path"])
+    return getattr(scope.get("route"), "path", ELSEWHERE)

@@ -24,6 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.cache.breaker import Breaker
 from app.cache.redis_url import RedisUrl
+from app.spans import spent
 
 TIMEOUT = 0.25
 """Seconds for connecting, and for one small call."""
@@ -79,6 +80,7 @@ class Client:
         """The answer to a small call; raises `Unavailable`, at once while the breaker is open."""
         if not self.breaker.allows():
             raise LeftAlone
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(WHOLE):
                 answer = await ask(self.redis)
@@ -90,6 +92,8 @@ class Client:
             reason = Unavailable.because(error)
             self.breaker.failed(reason.timed_out)
             raise reason from error
+        finally:
+            spent("redis", started)
         self.breaker.succeeded()
         return answer
 

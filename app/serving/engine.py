@@ -25,6 +25,7 @@ from app.serving.compute import Compute, Vector
 from app.serving.errands import Errands
 from app.serving.histogram import SECONDS, Histogram
 from app.serving.recollection import Recollection
+from app.spans import spent
 from app.weights.recipe import MICRO, Cookbook, Recipe
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -153,7 +154,10 @@ class Engine:
         if unknown:
             self.batcher.admit(len(unknown))
         rows, tokenize = await self._tokenize({index: texts[index] for index in unknown})
+        looking = time.perf_counter()
+        spent("tokenize", looking - tokenize / 1e3, looking)
         await known.look_up(rows)
+        spent("recall", looking)
         rows = {index: rows[index] for index in known.unknown()}
         parts = await self._run_unknown(rows, each, known)
         scores = self._scores(_tempered(known.logits(), each), function)
@@ -222,8 +226,14 @@ class Engine:
 
         async def run(recipe: Recipe, indices: list[int]) -> _Part:
             mine = [rows[index] for index in indices]
+            begun = time.perf_counter()
             async with self.blends.use(recipe, sum(len(row) for row in mine)) as weights:
+                joined = time.perf_counter()
                 scored = await self.batcher.submit(mine, weights)
+            taken = joined + scored.queue_ms / 1e3
+            spent("blend", begun, joined)
+            spent("queue", joined, taken)
+            spent("forward", taken, taken + scored.forward_ms / 1e3)
             logits.update(zip(indices, scored.logits, strict=True))
             return _Part(weights.source, weights.milliseconds, scored)
 
