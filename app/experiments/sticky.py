@@ -24,7 +24,7 @@ from app.cache.client import AnyRedis, Client, Unavailable
 TRUSTED_SECONDS = 60.0
 """For so long after Redis has told of a unit it is not asked again."""
 MOST_REMEMBERED = 100_000
-"""Units that this pod remembers: about 40 MB."""
+"""Units that this pod remembers: about 30 MB."""
 
 Key = tuple[str, int, str]
 """Experiment, era, unit."""
