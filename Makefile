@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint bench soak chaos lock rules image audit clean
+.PHONY: demo test lint bench soak chaos fuzz lock rules image audit clean
 
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
@@ -32,6 +32,12 @@ soak: .venv/dev
 chaos: .venv/dev
 	$(BIN)/python -m pytest tests/test_chaos.py
 	$(BIN)/python -m tests.promises
+
+# Longer than in `make test`, and what reads untrusted bytes under atheris, which has wheels for Linux alone.
+fuzz: .venv/dev
+	$(BIN)/python -m pip install --quiet 'atheris>=3,<4'
+	TWEEN_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_against_models.py
+	$(BIN)/python -m tests.fuzz
 
 # What the image installs, with hashes and without addresses; torch and what only torch with CUDA needs, apart.
 lock: .venv/dev

@@ -151,7 +151,7 @@ BAD: list[tuple[str, str, object, int, str]] = [
     ("an experiment", "tone", {**definition(), "arms": [ARMS[0], {**ARMS[1], "recipe": "exp:a"}]}, 422, "experiment"),
     ("an impossible name", "a b", definition(), 422, "no experiment's name"),
     ("a name of ours", "rollout.prod", definition(), 422, "those of rollouts"),
-    ("a word as a time", "tone", definition(start="soon"), 422, "Invalid isoformat string"),
+    ("a word as a time", "tone", definition(start="soon"), 422, "a moment is seconds since 1970"),
     ("no number", "tone", {**definition(), "coverage": float("nan")}, 422, "coverage"),
     ("paused at once", "tone", definition(status="paused"), 409, "could be paused"),
 ]

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 HEADER_BYTES = 4 * 1024 * 1024
 TENSORS = 5_000
+DIMENSIONS = 16
+"""Of one tensor. The product of the 180,000 that a header has room for takes minutes."""
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Bytes of an element, by the dtypes that a classifier may have."""
 
@@ -33,7 +35,7 @@ def check_weight_file(path: Path) -> None:
     end = 0
     for first, last, name in spans:
         if first != end:
-            raise ValueError(f"{name} does not begin where the tensor before it ends")
+            raise ValueError(f"{name[:80]!r} does not begin where the tensor before it ends")
         end = last
     if start + end != size:
         raise ValueError(f"its tensors end at byte {start + end}, the file at {size}")
@@ -67,6 +69,8 @@ def _span(name: str, entry: Any) -> tuple[int, int, str]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if str(dtype) not in SIZES:
         raise ValueError(f"{shown} has the dtype {str(dtype)[:20]!r}; read are {', '.join(SIZES)}")
+    if isinstance(shape, list) and len(shape) > DIMENSIONS:
+        raise ValueError(f"{shown} has {len(shape)} dimensions; at most {DIMENSIONS} are read")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise ValueError(f"{shown} has a shape or offsets that are not whole numbers from 0 up")
     first, last = offsets
