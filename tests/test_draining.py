@@ -31,6 +31,8 @@ def serving(folders: Path, redis_url: str, terminal: bool = False, **settings: s
         stdin=theirs if terminal else subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment(REDIS_URL=redis_url, TWEEN_WORKERS="0", TWEEN_MEMORY_TIER_MIB="8", **settings),
+        # Who runs the tests in the background has Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         until(lambda: _ready(address) or process.poll() is not None, 60)
