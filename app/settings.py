@@ -66,7 +66,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     batch_tokens: int = Field(4096, gt=0, description="most tokens in one forward pass")
     queue_rows: int = Field(1024, gt=0, description="most texts that may wait; beyond it callers get 429")
     queue_ms: int = Field(
-        1000, gt=0, description="longest that a text may wait; whoever comes while one has waited longer gets 429, ms"
+        1000, gt=0, description="longest that a text may wait; callers who would wait longer get 429, ms"
     )
     max_texts: int = Field(512, gt=0, description="most texts in one call")
     max_tokens: int = Field(512, gt=2, description="most tokens read of a text, below the model's own limit")

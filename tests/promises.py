@@ -93,6 +93,12 @@ class Connection:
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> int:
         """The status of the answer; 0 if the connection broke before there was one."""
+        used = self._streams is not None
+        status = await self._ask(method, path, body)
+        # A server may close a connection that was idle for seconds; every client then takes a new one.
+        return await self._ask(method, path, body) if status == 0 and used else status
+
+    async def _ask(self, method: str, path: str, body: bytes) -> int:
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)

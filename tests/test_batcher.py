@@ -173,7 +173,7 @@ def test_who_would_wait_too_long_is_refused_at_once(run: Callable[..., None], ro
         await scene.batcher.submit(rows, weights)  # now it is known what a row takes
         accepted = asyncio.create_task(scene.batcher.submit(rows, weights))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match=r"60 texts are waiting and the first of them for \d+ ms, where 0 ms are"):
+        with pytest.raises(Overloaded, match=r"60 texts are waiting and the next would for \d+ ms, where 0 ms are"):
             await scene.batcher.submit(rows[:1], weights)
         assert len((await accepted).logits) == 60 and scene.batcher.refused == 1
         await scene.batcher.submit(rows[:1], weights)  # where nobody waits, nobody is refused

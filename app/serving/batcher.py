@@ -10,6 +10,7 @@ row on its own finished blend, or mixed from the members.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ SHARE_TOKENS = 64
 
 TURNS = 2
 """Turns of the loop from a request's bytes to its rows in line: its handler starts in the turn after they came."""
+
+
+FEW = 5
+"""Passes before which nothing is known of how long one takes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Batcher:
     """Queues rows for the units of `compute`."""
 
     def __init__(self, compute: Compute, batch_tokens: int, max_rows: int, max_wait: float) -> None:
-        """At most `max_rows` wait, and nobody comes in while another has waited for longer than `max_wait` seconds."""
+        """At most `max_rows` wait, and nobody comes in who would wait for longer than about `max_wait` seconds."""
         self._compute = compute
         self._batch_tokens = batch_tokens
         self._max_rows = max_rows
@@ -66,6 +71,7 @@ class Batcher:
         self._waiting_tokens = 0
         self._arrival = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._recent: deque[float] = deque(maxlen=3 * FEW)
         self._seconds_per_row = 0.0
         self.waiting_rows = 0
         self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
@@ -90,11 +96,12 @@ class Batcher:
         """Raises `Overloaded` if so many more rows would not be taken now: to be asked before work is put into them."""
         if not self._line:
             return
-        wait = time.perf_counter() - self._line[0].waiting_since
+        # What the first has waited is certain; what the next will wait is a guess, and sees a storm as it begins.
+        wait = max(time.perf_counter() - self._line[0].waiting_since, len(self._line) * self._seconds_per_row)
         if self.waiting_rows + rows > self._max_rows:
             why = f"{rows} more do not fit in the queue of {self._max_rows}"
         elif wait > self._max_wait:
-            why = f"the first of them for {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
+            why = f"the next would for {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
         else:
             return
         self.refused += 1
@@ -206,6 +213,7 @@ class Batcher:
                 job.done.set_result(Scored(job.logits, queue * 1e3, forward * 1e3))
 
     def _learn(self, seconds_per_row: float) -> None:
-        """A moving average. It starts at nothing: the first passes of a process are slow, and nobody is to be refused
-        for that."""
-        self._seconds_per_row += 0.1 * (seconds_per_row - self._seconds_per_row)
+        """The median of the last passes: one that stood still tells nothing, and neither do the first of a process."""
+        self._recent.append(seconds_per_row)
+        if len(self._recent) >= FEW:
+            self._seconds_per_row = statistics.median(self._recent)
