@@ -19,8 +19,7 @@ from servers import server, until
 from test_experiments import ARMS, get, met, put
 from test_meetings import Book, predict
 
-from app.experiments import bandit
-from app.experiments import bandits as module
+from app.experiments import bandit, driving
 from app.experiments.assignment import assign
 from app.experiments.experiment import DAY, Experiment
 from app.experiments.record import Record
@@ -40,8 +39,8 @@ LEASE = "tween:experiments:lease:tone"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(module, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(driving, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(driving, "LEASE_SECONDS", 0.5)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from servers import until
 from test_experiments import detail, get, put, step
 from test_meetings import Book, predict
 
-from app.experiments import rollouts as module
+from app.experiments import driving
 from app.experiments.rollout import Plan
 from app.models.bank import BankSpec
 
@@ -41,8 +41,8 @@ class Guard:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(module, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(driving, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(driving, "LEASE_SECONDS", 0.5)
 
 
 @pytest.fixture

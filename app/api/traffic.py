@@ -58,7 +58,7 @@ class Traffic:
         self._tally.in_flight += 1
         try:
             await self._app(scope, receive, noted)
-        except Exception:
+        except Exception:  # half a reply: what fails before it begins is answered by `Unexpected`
             status = 500
             raise
         finally:

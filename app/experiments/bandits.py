@@ -8,25 +8,18 @@ cannot be read, shares stay as they are, and a period that has passed is made up
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 from app.cache.document_store import DocumentStore
-from app.errors import ExperimentConflict, RedisAway, UnknownExperiment
+from app.errors import ExperimentConflict
 from app.experiments.bandit import next_shares
 from app.experiments.dose import doses_of
+from app.experiments.driving import drive
 from app.experiments.record import Record
 from app.experiments.running import Experiments
 from app.experiments.sums import PhaseSums
 
-log = logging.getLogger(__name__)
-
-LOOK_SECONDS = 1.0
-"""How often it is looked whether a period is over."""
-LEASE_SECONDS = 5.0
-"""After which another pod goes on where one has died."""
 ACTOR = "bandit"
 
 Sums = Callable[[str], Awaitable[Sequence[PhaseSums]]]
@@ -48,24 +41,10 @@ class Bandits:
         self.sums = sums
         self._experiments = experiments
         self._store = store
-        self._pod = uuid.uuid4().hex
 
     async def run(self) -> None:
         """Work out the shares that are due, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            for record in self._experiments.all():
-                if record.is_due(self.clock()):
-                    await self._look_after(record)
-
-    async def _look_after(self, record: Record) -> None:
-        try:
-            if self._store is None or await self._store.lease(record.name, self._pod, LEASE_SECONDS):
-                await self._work_out(record)
-        except (RedisAway, ExperimentConflict, UnknownExperiment) as reason:
-            log.debug("shares of %s wait: %s", record.name, reason)
-        except Exception:
-            log.exception("the shares of %s cannot be worked out", record.name)  # and it is tried again
+        await drive(self._experiments, self._store, lambda record: record.is_due(self.clock()), self._work_out)
 
     async def _work_out(self, record: Record) -> None:
         doses = doses_of(self._experiments.recipes(record.name))

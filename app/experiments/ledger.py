@@ -212,6 +212,7 @@ class EventLedger:
                 log.debug("%s: %s", step.__name__, type(error).__name__)
                 await asyncio.sleep(IDLE * (1 + random.random()))
             except Exception:
+                # A bug in one step must not end it for good: what was accepted waits on disk, and is tried again.
                 log.exception("what was not expected, in %s", step.__name__)
                 await asyncio.sleep(IDLE)
 

@@ -10,14 +10,13 @@ moves the alias meanwhile, the rollout ends and what they did stands.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 
 from app.cache.document_store import DocumentStore
-from app.errors import AliasConflict, ExperimentConflict, RedisAway, UnknownExperiment
+from app.errors import ExperimentConflict, UnknownExperiment
+from app.experiments.driving import drive
 from app.experiments.record import Record
 from app.experiments.rollout import OWN, Plan, Rollout
 from app.experiments.running import Experiments
@@ -25,10 +24,6 @@ from app.serving.aliases import Aliases, Move
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-"""How often guardrails are asked."""
-LEASE_SECONDS = 5.0
-"""After which another pod goes on where one has died."""
 ACTOR = "rollout"
 
 Guardrails = Callable[[str], Awaitable[list[str]]]
@@ -50,7 +45,6 @@ class Rollouts:
         self._experiments = experiments
         self._aliases = aliases
         self._store = store
-        self._pod = uuid.uuid4().hex
 
     async def promote(self, name: str, arm: str, alias: str, by: str | None = None) -> Move:
         """Point the alias at the arm's recipe, on every pod at once; raises as `Aliases.move` does."""
@@ -84,23 +78,12 @@ class Rollouts:
 
     async def run(self) -> None:
         """Take the steps that are due, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            for record in self._experiments.all():
-                if record.rollout and record.rollout.outcome == "going" and record.status == "running":
-                    await self._look_after(record, record.rollout)
+        await drive(self._experiments, self._store, _is_going, self._look_after)
 
-    async def _look_after(self, record: Record, rollout: Rollout) -> None:
-        try:
-            if self._store is None or await self._store.lease(record.name, self._pod, LEASE_SECONDS):
-                await self._drive(record, rollout)
-        except (RedisAway, ExperimentConflict, AliasConflict) as reason:
-            log.debug("%s waits: %s", record.name, reason)
-        except Exception:
-            log.exception("%s cannot go on", record.name)  # and is tried again
-
-    async def _drive(self, record: Record, rollout: Rollout) -> None:
+    async def _look_after(self, record: Record) -> None:
         """What is to be done now, if anything is."""
+        rollout = record.rollout
+        assert rollout is not None
         alias = next((alias for alias in self._aliases.all() if alias.name == rollout.alias), None)
         recipe = alias.recipe if alias else None
         if recipe == rollout.new:  # whoever moved it has not come to writing it down
@@ -152,3 +135,7 @@ def _check_same(current: Record, record: Record) -> None:
     """Whoever was faster has decided on what is there now."""
     if current.version != record.version:
         raise ExperimentConflict(f"experiment {record.name!r} was changed meanwhile")
+
+
+def _is_going(record: Record) -> bool:
+    return record.rollout is not None and record.rollout.outcome == "going" and record.status == "running"

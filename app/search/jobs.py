@@ -330,6 +330,7 @@ class Sweeps:
             log.error("sweep %s: its process has died", job.state.id)
             return {"status": "failed", "error": "the process that worked on it died; is there enough memory?"}
         except Exception:
+            # Whoever follows the sweep is told that it ended, and the next one in line gets its turn.
             log.exception("sweep %s cannot go on", job.state.id)
             return {"status": "failed", "error": BROKEN}
         finally:
