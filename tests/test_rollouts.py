@@ -3,8 +3,10 @@ intervene."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -186,6 +188,35 @@ def test_a_guardrail_that_fails_rolls_back(pods: list[Service], guard: Guard) ->
         assert alias(pod.client) == OLD
     guard.failures = []
     assert promote(pods[0].client, plan=HALF).status_code == 202, "and it may be tried again"
+
+
+def test_outcomes_that_are_worse_roll_back_what_goes_well_stays(
+    serve: Callable[..., Service], spec: BankSpec, redis: Redis, tmp_path: Path
+) -> None:
+    client = serve(spec, spool=tmp_path).client
+    client.put("/v1/aliases/prod", json={"recipe": OLD})
+    put(client, status="running", metrics=[{"name": "solved", "role": "guardrail"}])
+    promote(client, plan=HALF)
+    units = [f"customer-{i}" for i in range(400)]
+    recipes = predict(client, recipe="@prod", texts=["late order"] * len(units), unit=units)["recipe"]
+
+    def post(solved: Callable[[int, str], bool]) -> None:
+        given = enumerate(zip(units, recipes, strict=True))
+        outcomes = [{"unit": unit, "metric": "solved", "value": int(solved(i, recipe))} for i, (unit, recipe) in given]
+        assert client.post("/v1/experiments/rollout.prod/outcomes", json=outcomes).json()["accepted"] == len(units)
+
+    def counted() -> list[float | None]:
+        metric = client.get("/v1/experiments/rollout.prod/report").json()["metrics"][0]
+        return [arm["mean"] for arm in metric["arms"]]
+
+    post(lambda i, recipe: i % 5 == 0)  # as seldom in both arms
+    until(lambda: all(counted()))
+    time.sleep(3 * driving.LOOK_SECONDS)
+    assert rollout(client)["outcome"] == "going"
+    post(lambda i, recipe: recipe == OLD)  # from now on by nobody who meets the new recipe
+    until(lambda: rollout(client)["outcome"] == "rolled back")
+    assert "solved" in rollout(client)["why"][0]
+    until(lambda: set(answers(client).values()) == {OLD})
 
 
 def test_without_a_report_no_step_is_taken(pods: list[Service], guard: Guard) -> None:
