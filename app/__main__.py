@@ -152,7 +152,7 @@ def _provider(options: argparse.Namespace) -> LocalProvider:
     """The bank for a command that needs logits and serves nobody."""
     import transformers
 
-    from app.main import storage
+    from app.ground import storage
     from app.search.local import LocalProvider
 
     settings = Settings.from_environment(os.environ, bank=options.bank)

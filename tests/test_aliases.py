@@ -477,7 +477,7 @@ def test_a_redis_that_refuses_to_write_moves_nothing(
 def test_without_redis_aliases_live_in_the_process_and_say_so(
     serve: Callable[..., Service], spec: BankSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.main.find_server", lambda: None)
+    monkeypatch.setattr("app.ground.find_server", lambda: None)
     client = serve(spec, redis_url=None).client
     assert client.get("/readyz").json()["redis"] == "none"
     made = put(client, "prod", "angry@0.4")

@@ -268,7 +268,7 @@ def test_a_pod_whose_bank_lacks_an_arm_says_so(
 def test_without_redis_experiments_live_in_the_process_and_say_so(
     serve: Callable[..., Service], spec: BankSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.main.find_server", lambda: None)
+    monkeypatch.setattr("app.ground.find_server", lambda: None)
     client = serve(spec, redis_url=None).client
     assert not put(client, status="running")["shared"]
     assert met(client, "a")["reason"] == "assigned"

@@ -12,7 +12,7 @@ import torch
 from conftest import Service
 
 from app.errors import BadSettings
-from app.main import start_compute
+from app.ground import start_compute
 from app.models import int8
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
