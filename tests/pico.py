@@ -127,6 +127,17 @@ def write_bank(root: Path, architecture: str) -> Path:
     return root
 
 
+def write_near(root: Path) -> Path:
+    """Folders `base` and `near`, which is as far from it as a fine-tune is."""
+    base = model("bert", seed=1)
+    save(base, root / "base")
+    near = variant_of(base, "bert", seed=2)
+    state = base.state_dict()
+    near.load_state_dict({k: state[k].lerp(v, 0.1) for k, v in near.state_dict().items()})
+    save(near, root / "near")
+    return root
+
+
 def reference(architecture_folder: Path, weights: dict[str, float]) -> PreTrainedModel:
     """What Tween must equal: checkpoints blended tensor by tensor in float32, loaded into transformers."""
     members = {name: AutoClassifier.from_pretrained(architecture_folder / name) for name in weights}

@@ -215,3 +215,22 @@ def line_to(port: int, tls: ssl.SSLContext | None = None) -> Iterator[Line]:
         yield made
     finally:
         made.close()
+
+
+@contextlib.contextmanager
+def messages_lost(redis: Redis) -> Iterator[None]:
+    """Whoever subscribes is cut off at once, again and again."""
+    heard = threading.Event()
+
+    def cut() -> None:
+        while not heard.is_set():
+            redis.client_kill_filter(_type="pubsub")
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        yield
+    finally:
+        heard.set()
+        thread.join()

@@ -27,14 +27,7 @@ from app.models.checkpoint import Source
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `base` and `near`, which is as far from it as a fine-tune is."""
-    folder = tmp_path_factory.mktemp("admission")
-    base = pico.model("bert", seed=1)
-    pico.save(base, folder / "base")
-    near = pico.variant_of(base, "bert", seed=2)
-    state = base.state_dict()
-    near.load_state_dict({k: state[k].lerp(v, 0.1) for k, v in near.state_dict().items()})
-    pico.save(near, folder / "near")
-    return folder
+    return pico.write_near(tmp_path_factory.mktemp("admission"))
 
 
 @pytest.fixture

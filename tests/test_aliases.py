@@ -14,7 +14,7 @@ import httpx
 import pytest
 from conftest import Service, running
 from redis import Redis
-from servers import server, until
+from servers import messages_lost, server, until
 from torch import Tensor
 
 from app.models.bank import BankSpec
@@ -261,22 +261,10 @@ def test_a_lost_message_is_made_up_for_and_the_move_is_met_warm(pod: Callable[[]
     one, two = pod(), pod()
     put(one, "prod", "angry@0.1")
     first_at(two, "angry@0.1")
-    silent = threading.Event()
-
-    def silence() -> None:
-        while not silent.is_set():
-            redis.client_kill_filter(_type="pubsub")
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=silence)
-    thread.start()
-    try:
+    with messages_lost(redis):
         for i in range(2, 5):
             put(one, "prod", f"angry@{i / 10}")
             assert first_at(two, f"angry@{i / 10}")["source"] == "memory"
-    finally:
-        silent.set()
-        thread.join()
 
 
 def test_pods_hear_again_after_their_connections_were_killed(pod: Callable[[], httpx.Client], redis: Redis) -> None:

@@ -5,7 +5,6 @@ With `UNITS=20000` in the environment there are as many customers as a real one 
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
@@ -22,16 +21,10 @@ from urllib.request import Request, urlopen
 import pytest
 from servers import free_port, server, until
 
-from app.cache.client import connect
-from app.cache.redis_url import RedisUrl
 from app.experiments.account import Report
 from app.experiments.customers import Planted
-from app.experiments.experiment import Experiment
-from app.experiments.judgement import report
-from app.experiments.ledger_store import LedgerStore
 from app.experiments.simulate_command import table
 from app.experiments.simulator import Simulation
-from app.experiments.tally import read_sums
 
 ROOT = Path(__file__).parent.parent
 UNITS = int(os.environ.get("UNITS", "2000"))
@@ -90,21 +83,6 @@ def exported(url: str) -> dict[str, dict[str, float]]:
     return sums
 
 
-def reported(url: str) -> Report:
-    """What the sums say now."""
-    experiment = Experiment.model_validate(DEFINITION)
-
-    async def sums() -> dict[str, float]:
-        client = connect(RedisUrl.parse(url))
-        try:
-            return await LedgerStore(client.redis, "tween").sums("tone")
-        finally:
-            await client.aclose()
-
-    phases = read_sums(asyncio.run(sums()), experiment, {1: {"plain": 0.5, "warm": 0.5}}, time.time())
-    return report(experiment, phases, time.time())
-
-
 def test_every_outcome_is_counted_once_and_the_interval_covers_what_was_planted(folders: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         redis = stack.enter_context(server(tmp_path, "appendonly yes", "appendfsync everysec"))
@@ -139,7 +117,7 @@ def test_every_outcome_is_counted_once_and_the_interval_covers_what_was_planted(
         until(is_counted, seconds=120)
         time.sleep(8)  # until the spools have compared what Redis has with what it was sent
         assert is_counted()
-        made = reported(redis.url)
+        made = Report.model_validate(simulation.report())
         print(table(simulation, made.model_dump()))
         assert made.trustworthy
         assert {arm.arm: arm.units for arm in made.arms if not arm.shadow} == {

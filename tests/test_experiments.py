@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import httpx
 import pytest
 from conftest import Service, running
 from redis import Redis
-from servers import server, until
+from servers import messages_lost, server, until
 
 from app.experiments.assignment import assign
 from app.experiments.experiment import Experiment
@@ -217,21 +216,9 @@ def test_of_those_who_compare_and_set_at_once_one_wins(pod: Callable[..., httpx.
 def test_a_lost_message_is_made_up_for(pod: Callable[..., httpx.Client], redis: Redis) -> None:
     one, two = pod(), pod()
     put(one, status="running")
-    silent = threading.Event()
-
-    def silence() -> None:
-        while not silent.is_set():
-            redis.client_kill_filter(_type="pubsub")
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=silence)
-    thread.start()
-    try:
+    with messages_lost(redis):
         put(one, coverage=0)
         until(lambda: met(two, "a")["reason"] == "coverage")
-    finally:
-        silent.set()
-        thread.join()
 
 
 def test_redis_gone_and_back(serve: Callable[..., Service], spec: BankSpec, tmp_path: Path) -> None:

@@ -25,13 +25,7 @@ def client(serve: Callable[..., Service], spec: BankSpec, redis: Redis) -> httpx
 @pytest.fixture(scope="module")
 def lone_spec(tmp_path_factory: pytest.TempPathFactory) -> BankSpec:
     """A bank with one variant, near its base, as a fine-tune is."""
-    folder = tmp_path_factory.mktemp("near")
-    base = pico.model("bert", seed=1)
-    pico.save(base, folder / "base")
-    near = pico.variant_of(base, "bert", seed=2)
-    state = base.state_dict()
-    near.load_state_dict({k: state[k].lerp(v, 0.1) for k, v in near.state_dict().items()})
-    pico.save(near, folder / "near")
+    folder = pico.write_near(tmp_path_factory.mktemp("near"))
     return BankSpec.from_options(str(folder / "base"), [f"near={folder / 'near'}"])
 
 

@@ -11,10 +11,10 @@ import asyncio
 import math
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.connection import HANG_UP
-from app.api.middleware import header
+from app.api.middleware import Watched, header
 from app.api.problems import problem
 from app.api.rights import only_computes
 from app.errors import BadDeadline, DeadlinePassed
@@ -37,21 +37,15 @@ class Deadlines:
         if not given:
             await self._until_gone(scope, receive, send)
             return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        reply = Watched(send)
         try:
             seconds = read(given)
             async with asyncio.timeout(seconds) as deadline:
-                await self._until_gone(scope, receive, watched)
+                await self._until_gone(scope, receive, reply)
         except BadDeadline as error:
             await problem(Request(scope), error)(scope, receive, send)
         except TimeoutError:
-            if started or not deadline.expired():
+            if reply.has_begun or not deadline.expired():
                 raise
             passed = DeadlinePassed(f"no answer within the {seconds:g} seconds of X-Request-Timeout")
             await problem(Request(scope), passed)(scope, receive, send)

@@ -16,6 +16,18 @@ from app.errors import BodyTooLarge
 SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
+class Watched:
+    """Sends, and knows whether the reply has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        self.has_begun = True
+        await self._send(message)
+
+
 class RequestId:
     """Every reply carries X-Request-Id: the caller's own, if it is printable and short, or a new one."""
 
@@ -49,17 +61,11 @@ class Unexpected:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        reply = Watched(send)
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, reply)
         except Exception as error:
-            if started:
+            if reply.has_begun:
                 raise  # the server cuts the connection, so that nobody takes half a reply for a whole one
             await unexpected(Request(scope), error)(scope, receive, send)
 
