@@ -29,6 +29,8 @@ TURNS = 2
 """Turns of the loop from a request's bytes to its rows in line: its handler starts in the turn after they came."""
 
 
+ENOUGH_TOKENS = 1024
+"""A batch of so many costs as little for each as any: in a storm, none waits for more."""
 FEW = 5
 """Passes before which nothing is known of how long one takes."""
 
@@ -101,7 +103,7 @@ class Batcher:
         if self.waiting_rows + rows > self._max_rows:
             why = f"{rows} more do not fit in the queue of {self._max_rows}"
         elif wait > self._max_wait:
-            why = f"the next would for {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
+            why = f"the next would wait for {wait * 1e3:.0f} ms, where {self._max_wait * 1e3:.0f} ms are the limit"
         else:
             return
         self.refused += 1
@@ -138,10 +140,11 @@ class Batcher:
             self._waiting_tokens -= sum(len(row) for row in waiting)
 
     async def _settle(self) -> None:
-        """Let requests in that are on their way through the loop already: turns of it, while each brings some.
-        Otherwise the first of many callers who were answered together would run alone."""
+        """Let requests in that are on their way through the loop already: turns of it, while each brings some, and as
+        long as more would make a better batch. Otherwise the first of many callers who were answered together would
+        run alone."""
         waiting = -1
-        while waiting < self.waiting_rows:
+        while waiting < self.waiting_rows and self._waiting_tokens < ENOUGH_TOKENS:
             waiting = self.waiting_rows
             for _ in range(TURNS):
                 await asyncio.sleep(0)
