@@ -68,7 +68,7 @@ clean:
 	touch $@
 
 .venv/demo: .venv/torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,sweep]'
 	touch $@
 
 .venv/bench: .venv/torch pyproject.toml
