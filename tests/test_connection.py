@@ -115,3 +115,26 @@ def test_replies_tell_browsers_to_be_careful(serve: Callable, spec: BankSpec) ->
     headers = serve(spec).client.get("/v1/bank").headers
     assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
     assert "frame-ancestors 'none'" in headers["content-security-policy"] and "server" not in headers
+
+
+def test_a_reply_comes_in_one_piece(connect: Callable[[], socket.socket]) -> None:
+    with connect() as caller:
+        for _ in range(50):  # in two pieces, the reader would be awake in time for the first at least once
+            caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            head, _, body = caller.recv(65536).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200") and json.loads(body)
+
+
+def test_a_reply_without_a_body_is_not_held_back(connect: Callable[[], socket.socket]) -> None:
+    with connect() as caller:
+        caller.sendall(b"HEAD /v1/bank HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert caller.recv(65536).startswith(b"HTTP/1.1 ")
+
+
+def test_who_waits_to_be_told_to_go_on_is_told(connect: Callable[[], socket.socket]) -> None:
+    body = b'{"texts": "fine"}'
+    with connect() as caller:
+        caller.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert caller.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        caller.sendall(body)
+        assert caller.recv(65536).startswith(b"HTTP/1.1 200")

@@ -32,6 +32,39 @@ class Patience:
     header_bytes: int
 
 
+class Together:
+    """A transport that sends the head of a reply and its body in one piece.
+
+    uvicorn writes them one after the other, and each write is a system call that wakes the reader. What is written is
+    held until more is written or the loop turns, so a reply whose body comes later is not kept waiting for it.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._held = data
+            self._loop.call_soon(self._send)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data))
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Refused(Exception):
     """Ends the parsing of a request whose answer is known already."""
 
@@ -48,7 +81,7 @@ class Connection(HttpToolsProtocol):
         self._refusal = 400, "Bad Request", "this is not HTTP as it is written in RFC 9112"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Together(transport, self.loop))  # type: ignore[arg-type]  # all that it needs
         self._wait("headers", self._patience.header_seconds)
 
     def data_received(self, data: bytes) -> None:

@@ -37,7 +37,7 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[Text]) -> list[Row]:
         """One row per text, in order."""
-        encodings = self._tokenizer.encode_batch(list(texts))
+        encodings = self._tokenizer.encode_batch_fast(list(texts))  # without offsets, which nobody asks for
         return [Row(e.ids, e.type_ids, truncated=bool(e.overflowing)) for e in encodings]
 
 

@@ -1,4 +1,7 @@
-"""Requests per second: our service over HTTP, our engine in process, and a transformers pipeline behind FastAPI."""
+"""Requests per second: our service over HTTP, our engine in process, and a transformers pipeline behind FastAPI.
+
+`python -m tests.bench.requests` prints what HTTP and many recipes cost at 32 callers; `make bench` prints the rest.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.demo import corpus
+from app.demo.build import demo_bank
 from app.main import build_engine
 from app.models.bank import BankSpec
 from app.settings import Settings
@@ -166,6 +170,21 @@ WAYS: dict[str, Way] = {
     "pipeline": partial(_http, server=PIPELINE),
 }
 
+
+def main(file: Path, rounds: int = 5, count: int = 3_000) -> None:
+    """The ways take turns, so that what else the machine does falls on all alike."""
+    ways = ("in process", "one recipe", "8 recipes", "every request its own t")
+    measured = [[_measure(way, file, 32, count) for way in ways] for _ in range(rounds)]
+    inside, *http = (statistics.median(values) for values in zip(*measured, strict=True))
+    print("| way, 32 callers | requests/s | of the engine in process | of one recipe |\n|---|---|---|---|")
+    print(f"| {ways[0]} | {inside:.0f} | | |")
+    for way, rate in zip(ways[1:], http, strict=True):
+        print(f"| over HTTP, {way} | {rate:.0f} | {rate / inside:.2f} | {rate / http[0]:.2f} |")
+
+
 if __name__ == "__main__":
-    name, path, callers, requests = sys.argv[1:]
-    print(asyncio.run(WAYS[name](Path(path), int(callers), int(requests))))
+    if len(sys.argv) == 1:
+        main(demo_bank())
+    else:
+        name, path, callers, requests = sys.argv[1:]
+        print(asyncio.run(WAYS[name](Path(path), int(callers), int(requests))))
