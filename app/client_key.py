@@ -13,14 +13,19 @@ from app.errors import BadSettings
 VARIABLE = "TWEEN_API_KEY"
 
 
-def with_key(request: Request) -> Request:
-    """The request, with the key if there is one, and only for the server that is named: a redirect does not carry it.
-
-    Raises `BadSettings` for what no header can hold.
-    """
+def key_headers() -> dict[str, str]:
+    """The header that carries the key; none where there is no key. Raises `BadSettings` for what no header can hold."""
     key = os.environ.get(VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise BadSettings(f"{VARIABLE} is no key: it has characters that no key has")
-    if key:
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def with_key(request: Request) -> Request:
+    """The request, with the key if there is one, and only for the server that is named: a redirect does not carry it.
+
+    Raises as `key_headers` does.
+    """
+    for name, value in key_headers().items():
+        request.add_unredirected_header(name, value)
     return request

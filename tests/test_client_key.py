@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -16,7 +16,8 @@ from test_choosing_t import texts_file
 from app.__main__ import _parser
 from app.api.keys import new_key
 from app.client_key import VARIABLE, with_key
-from app.errors import BadData, BadExperiment, BadSettings
+from app.errors import BadData, BadExperiment, BadSettings, SimulationFailed
+from app.experiments.simulator import Pods
 from app.models.bank import BankSpec
 from app.settings import Settings
 
@@ -55,6 +56,17 @@ def test_experiments_of_a_service_are_asked_for_with_the_key(service: Service, m
         run(*command)
     monkeypatch.setenv(VARIABLE, BOSS)
     assert run(*command) == 0
+
+
+def test_synthetic_customers_come_with_the_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> object:
+        with closing(Pods([str(service.client.base_url)])) as pods:
+            return pods.call("GET", "/v1/experiments")
+
+    with pytest.raises(SimulationFailed, match="this call needs a key"):
+        ask()
+    monkeypatch.setenv(VARIABLE, BOSS)
+    assert ask() == {"experiments": []}
 
 
 def test_what_cannot_be_a_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

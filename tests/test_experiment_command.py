@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Service
+from pyarrow import parquet
 from redis import Redis
 from test_experiments import FILE
 
@@ -51,6 +52,22 @@ def test_an_experiment_by_its_commands(tween: Callable[..., str], tmp_path: Path
     assert (shown["status"], shown["definition"]["coverage"]) == ("stopped", 0.5)
     assert {entry["by"] for entry in shown["audit"]} == {"ada"}
     assert shown["audit"][-1]["action"] == "started"
+
+
+def test_what_units_did_is_exported(tween: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "experiments.toml"
+    file.write_text(FILE.format(coverage=1))
+    tween("apply", str(file))
+    head = "unit,phase,arm,first_exposure,exposures,propensity,covariate"
+    assert tween("export", "tone").startswith(head)
+    out = tmp_path / "tone.parquet"
+    assert tween("export", "tone", "--format", "parquet", "--out", str(out)) == f"Written to {out}\n"
+    assert parquet.read_table(out).column_names[: len(head.split(","))] == head.split(",")
+    assert "nothing to print; name a file by --out" in tween("export", "tone", "--format", "parquet", status=2)
+    assert "no experiment 'none'" in tween("export", "none", "--out", str(tmp_path / "none.csv"), status=2)
+    assert "cannot be written" in tween("export", "tone", "--out", str(tmp_path / "no" / "tone.csv"), status=2)
+    assert {path.name for path in tmp_path.iterdir()} >= {"experiments.toml", "tone.parquet"}
+    assert not list(tmp_path.glob("*.partial")) and not (tmp_path / "none.csv").exists()
 
 
 def test_what_is_refused_is_one_sentence(tween: Callable[..., str], tmp_path: Path) -> None:

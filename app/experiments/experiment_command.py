@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import sys
+from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -18,6 +21,7 @@ from app.experiments.experiment_file import read_experiments
 SERVER = "http://127.0.0.1:8000"
 TIMEOUT = 30.0
 """Seconds; a start waits until all pods are warm, for five at most."""
+PIECE = 64 * 1024
 STATUS = {"start": "running", "pause": "paused", "stop": "stopped"}
 
 
@@ -38,7 +42,11 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     promote.add_argument("--guarded", action="store_true", help="step by step, back by itself if a guardrail fails")
     promote.add_argument("--step-seconds", type=float, default=3600, help="how long each step is watched (3600)")
     promote.set_defaults(act=_promote)
-    for command in (*named, promote):
+    export = commands.add_parser("export", help="what each unit met and did, a row for each")
+    export.add_argument("--format", choices=("csv", "parquet"), default="csv", help="what kind of file (csv)")
+    export.add_argument("--out", type=Path, metavar="FILE", help="where to; without it, csv is printed")
+    export.set_defaults(act=_export)
+    for command in (*named, promote, export):
         command.add_argument("name", help="the experiment")
     for command in commands.choices.values():
         command.add_argument("--server", default=SERVER, metavar="URL", help=f"a pod of the service ({SERVER})")
@@ -81,6 +89,45 @@ def _promote(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    if options.out is None and options.format != "csv":
+        raise BadExperiment(f"{options.format} is nothing to print; name a file by --out")
+    with _open(options, "GET", f"{quote(options.name)}/export?format={options.format}") as reply:
+        pieces = _pieces(options, reply)
+        if options.out is None:
+            sys.stdout.buffer.writelines(pieces)
+            sys.stdout.buffer.flush()
+        else:
+            _write(options.out, pieces)
+            print(f"Written to {options.out}")
+    return 0
+
+
+def _pieces(options: argparse.Namespace, reply: IO[bytes]) -> Iterator[bytes]:
+    """A reply, piece by piece. Raises `BadExperiment` where it breaks off."""
+    while True:
+        try:
+            piece = reply.read(PIECE)
+        except (OSError, HTTPException) as error:
+            raise BadExperiment(f"{options.server} broke off: {error}") from None
+        if not piece:
+            return
+        yield piece
+
+
+def _write(file: Path, pieces: Iterator[bytes]) -> None:
+    """Written beside its place and moved there whole, so that what breaks off leaves no half of a file."""
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        with partial.open("wb") as whole:
+            whole.writelines(pieces)
+        partial.replace(file)
+    except OSError as error:
+        raise BadExperiment(f"{file} cannot be written: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _line(experiment: dict[str, Any]) -> str:
     arms = ", ".join(
         f"{arm['name']} {arm['recipe']} {'shadow' if arm.get('shadow') else format(arm['share'], '.0%')}"
@@ -91,18 +138,27 @@ def _line(experiment: dict[str, Any]) -> str:
 
 
 def _ask(options: argparse.Namespace, method: str, path: str, body: object = None) -> dict[str, Any]:
-    """The reply of the service; raises `BadExperiment` with its sentence where it refuses."""
+    """The reply of the service; raises as `_open` does."""
+    with _open(options, method, path, body) as reply:
+        try:
+            found: dict[str, Any] = json.load(reply)
+        except (OSError, HTTPException, ValueError) as error:
+            raise BadExperiment(f"{options.server} gives no answer that can be read: {error}") from None
+    return found
+
+
+def _open(options: argparse.Namespace, method: str, path: str, body: object = None) -> IO[bytes]:
+    """The reply of the service, to be read; raises `BadExperiment` with its sentence where it refuses."""
     url = f"{options.server.rstrip('/')}/v1/experiments{'/' if path else ''}{path}"
     headers = {"Content-Type": "application/json", "X-Tween-Actor": options.actor}
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urlopen(with_key(Request(url, data, headers, method=method)), timeout=TIMEOUT) as reply:
-            found: dict[str, Any] = json.load(reply)
-            return found
+        reply: IO[bytes] = urlopen(with_key(Request(url, data, headers, method=method)), timeout=TIMEOUT)
+        return reply
     except HTTPError as refusal:
         with refusal:
             raise BadExperiment(_sentence(refusal)) from None
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, OSError, HTTPException, ValueError) as error:
         raise BadExperiment(f"no service answers at {options.server}: {getattr(error, 'reason', error)}") from None
 
 

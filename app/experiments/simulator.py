@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
+from app.client_key import key_headers
 from app.errors import SimulationFailed
 from app.experiments.assignment import assign
 from app.experiments.customers import Customer, Planted
@@ -48,12 +49,13 @@ class Pods:
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = [urlsplit(url if "://" in url else f"http://{url}") for url in urls]
         self._idle: list[tuple[str, http.client.HTTPConnection]] = []
+        self._headers = key_headers()
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         """The answer to a call, repeated until there is one. Raises `SimulationFailed` where the service refuses."""
         deadline = time.monotonic() + PATIENCE
         payload = None if body is None else json.dumps(body)
-        headers = {"Content-Type": "application/json"} if payload else {}
+        headers = {**self._headers, **({"Content-Type": "application/json"} if payload else {})}
         while True:
             url = random.choice(self._urls)
             connection = self._connection(url)
