@@ -71,6 +71,10 @@ class BadSegments(TweenError):
     """A table of segments that cannot be read, or belongs to another variant."""
 
 
+class SegmentsConflict(TweenError):
+    """A live table of segments is not at the version that the caller believes, or is needed as it is."""
+
+
 class RedisAway(TweenError):
     """What every pod must learn at once cannot be told now, because Redis does not answer or refuses to write."""
 

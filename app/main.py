@@ -88,6 +88,7 @@ from app.serving.blends import Blends
 from app.serving.engine import Engine
 from app.serving.errands import Errands
 from app.serving.following import CANCEL_SECONDS
+from app.serving.live_tables import LiveTables
 from app.serving.scheduler import Scheduler, measure
 from app.serving.segment_table import SegmentTable, read_table
 from app.serving.workers import prepare
@@ -235,6 +236,14 @@ async def build_engine(
     meanwhile(batcher.run(), resources)
     predictions = remembered(settings, bank, redis, resources) if settings.prediction_cache else None
     default = cookbook.read(settings.default_recipe)
+    tables = LiveTables(
+        cookbook,
+        bank.fingerprint,
+        tables_of(spec, bank),
+        DocumentStore(redis, settings.redis_namespace, "segments") if redis else None,
+    )
+    resources.push_async_callback(tables.close)
+    await tables.start()
     aliases = Aliases(cookbook, blends, DocumentStore(redis, settings.redis_namespace, "aliases") if redis else None)
     resources.push_async_callback(aliases.close)
     await aliases.start()
@@ -249,7 +258,7 @@ async def build_engine(
         tokenizing,
         predictions,
         aliases,
-        Adaptive(cookbook, tables_of(spec, bank)),
+        Adaptive(cookbook, tables),
         default,
         settings.max_texts,
         Errands(bank, blends, compute, batcher, encoder, tokenizing),
@@ -278,7 +287,7 @@ async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitS
         return f"{engine.blends.key(recipe)}-{engine.max_tokens}"
 
     sweeps = Sweeps(
-        Facts(bank.labels, list(bank.variants), products),
+        Facts(bank.labels, list(bank.variants), products, bank.problem_type),
         bank.fingerprint,
         name_of,
         await runner_of(settings, engine, store, name_of, resources),

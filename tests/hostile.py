@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -125,6 +126,7 @@ PATH_EXTRAS = [quote(c, safe="") for c in ("/", "..", "\\", "\x00", "é", "😀"
 
 ARMS = [{"name": "mild", "recipe": "base", "share": 0.5}, {"name": "firm", "recipe": "angry@0.4", "share": 0.5}]
 ROWS = [{"text": CANARY, "label": "positive", "group": 1, "segment": "mail", "time": 1}, {"text": "b", "label": 0}]
+SETTING = {"t": 0.4, "temperature": 1.3, "interval": [0.3, 0.5], "texts": 200}
 SOUND: dict[str, list[Any]] = {
     "POST /v1/predict": [
         {
@@ -144,6 +146,22 @@ SOUND: dict[str, list[Any]] = {
     ],
     "POST /v1/blends": [{"recipe": {"method": "linear", "t": {"angry": 0.25}, "temperature": 1}}],
     "PUT /v1/aliases/{name}": [{"recipe": "polite@0.5"}, {"recipe": {"variant": "angry", "t": [0, 1]}, "version": 1}],
+    "PUT /v1/segments/{variant}": [
+        {
+            "format": "tween segments 1",
+            "variant": "angry",
+            "bank": "f" * 64,
+            "pooled": SETTING,
+            "segments": {"mail": SETTING},
+            "entropy": dict.fromkeys(("gain", "offset", "base_temperature", "variant_temperature", "temperature"), 1.0),
+            "router": {
+                "segments": ["mail"],
+                "buckets": 8192,
+                "bias": [0.0],
+                "weights": base64.b64encode(bytes(16384)).decode(),
+            },
+        }
+    ],
     "POST /v1/sweeps": [
         {
             "data": ROWS,

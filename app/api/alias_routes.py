@@ -14,6 +14,7 @@ from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.serving.alias_history import Alias, Version
 from app.serving.aliases import Aliases, Move
+from app.weights.recipe import names_alias
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
     409: {"description": "the alias is at another version, or has nothing to go back to", "model": Problem},
@@ -57,7 +58,9 @@ class VersionReply(BaseModel):
 
 class AliasReply(VersionReply):
     name: str
-    key: str | None = Field(description="the blend that it points at; null: the bank here cannot make it")
+    key: str | None = Field(
+        description="the blend that it points at; null: the bank here cannot make it, or each text has its own"
+    )
     history: list[VersionReply] = Field(description="versions before this one, newest first; the last few are kept")
     shared: bool = Field(description="every pod on this Redis sees it; false: this process alone, as there is no Redis")
 
@@ -85,7 +88,10 @@ async def get_alias(engine: TheEngine, name: str) -> AliasReply:
 
 @router.put("/{name}", responses={201: {"description": "made now", "model": MoveReply}})
 async def put_alias(engine: TheEngine, name: str, body: AliasRequest, response: Response, by: By = None) -> MoveReply:
-    """Point an alias at a recipe, on every pod at once: all have the new blend in memory before traffic meets it."""
+    """Point an alias at a recipe, on every pod at once: all have the new blend in memory before traffic meets it. Of
+    `VARIANT@auto`, whose blends differ from text to text, they are made when they are first met."""
+    if not names_alias(body.recipe):
+        engine.adaptive.check(engine.cookbook.wanted(body.recipe))
     move = await engine.aliases.move(name, body.recipe, body.version, by)
     response.status_code = 201 if move.made else 200
     return _move(engine.aliases, move)

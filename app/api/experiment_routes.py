@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.direct import json_only
 from app.api.meetings import TheExperiments
 from app.api.native import LAST_VERSION, REFUSALS
+from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.errors import BadExperiment
 from app.experiments.experiment import Experiment, Status
@@ -18,6 +19,7 @@ from app.experiments.record import Record
 from app.experiments.rollout import Plan, Rollout
 from app.experiments.rollouts import Rollouts
 from app.experiments.running import Change, Experiments
+from app.weights.automatic import automatic
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
     409: {"description": "the experiment is at another version, or cannot become that", "model": Problem},
@@ -143,6 +145,7 @@ async def get_experiment(experiments: TheExperiments, name: str) -> ExperimentRe
 
 @router.put("/{name}", responses={201: {"description": "made now", "model": ChangeReply}})
 async def put_experiment(
+    engine: TheEngine,
     experiments: TheExperiments,
     name: str,
     body: Experiment,
@@ -151,6 +154,8 @@ async def put_experiment(
     by: Actor = None,
 ) -> ChangeReply:
     """Make an experiment or give it another definition, on every pod. A body without `status` leaves that as it is."""
+    for auto in filter(None, (automatic(arm.recipe) for arm in body.arms)):
+        engine.adaptive.check(auto)
     change = await experiments.define(name, body, version, by)
     response.status_code = 201 if change.made else 200
     return _changed(experiments, change)

@@ -18,10 +18,13 @@ from fastapi import Depends, Header, Request
 from app.api.probes import engine_of
 from app.errors import BadTexts, BadUnit, TweenError
 from app.experiments.running import Experiments, Meeting
+from app.serving.adaptive import Choice
 from app.serving.engine import Answer, Engine, Prediction
+from app.weights.automatic import Auto
 from app.weights.recipe import Recipe
 
 Given = str | dict[str, Any] | None
+Text = str | tuple[str, str]
 BASE = Recipe(())
 UNIT_HEADER = "X-Tween-Unit"
 
@@ -47,11 +50,10 @@ class Met:
     meetings: list[Meeting | None]
     many: bool
 
-    def recipes(self, engine: Engine, given: Sequence[Given]) -> list[Recipe]:
-        """The recipe of every text."""
+    def wanted(self, engine: Engine, given: Sequence[Given]) -> list[Recipe | Auto]:
+        """What every text is to be answered by."""
         return [
-            meeting.recipe if meeting else engine.default_recipe if one is None else engine.cookbook.read(one)
-            for meeting, one in zip(self.meetings, given, strict=True)
+            meeting.recipe if meeting else engine.wanted(one) for meeting, one in zip(self.meetings, given, strict=True)
         ]
 
 
@@ -88,19 +90,22 @@ async def meet(
 async def answer(
     experiments: Experiments,
     engine: Engine,
-    texts: Sequence[str | tuple[str, str]],
-    recipes: Sequence[Recipe],
+    texts: Sequence[Text],
+    wanted: Sequence[Recipe | Auto],
+    segments: Sequence[str | None],
     met: Met,
     function: str | None,
     cache: bool,
-) -> Answer:
-    """What the units see. The ledger is told of it when all shadows are there."""
+) -> tuple[Answer, list[Choice]]:
+    """What the units see, and what chose the t of each text. The ledger is told of it when all shadows are there."""
     shadows = {
-        (name, arm): asyncio.create_task(_beside(engine, [texts[i] for i in indices], recipe, cache))
+        (name, arm): asyncio.create_task(
+            _beside(engine, [texts[i] for i in indices], recipe, [segments[i] for i in indices], cache)
+        )
         for (name, arm, recipe), indices in _shadows(met.meetings).items()
     }
     try:
-        shown = await engine.predict(texts, recipes, function, cache)
+        shown, choices = await engine.predict_adaptively(texts, wanted, segments, function, cache)
     except BaseException:
         for task in shadows.values():
             task.cancel()
@@ -110,12 +115,12 @@ async def answer(
         experiments.later(_tell_with_shadows(experiments, met.meetings, served, shown, shadows))
     else:
         _tell(experiments, met.meetings, served, shown, {})
-    return shown
+    return shown, choices
 
 
-def _shadows(meetings: Sequence[Meeting | None]) -> dict[tuple[str, str, Recipe], list[int]]:
+def _shadows(meetings: Sequence[Meeting | None]) -> dict[tuple[str, str, Recipe | Auto], list[int]]:
     """The texts that each shadow arm is to see."""
-    found: dict[tuple[str, str, Recipe], list[int]] = {}
+    found: dict[tuple[str, str, Recipe | Auto], list[int]] = {}
     for index, meeting in enumerate(meetings):
         for arm, recipe in meeting.shadows.items() if meeting else ():
             assert meeting is not None
@@ -124,11 +129,12 @@ def _shadows(meetings: Sequence[Meeting | None]) -> dict[tuple[str, str, Recipe]
 
 
 async def _beside(
-    engine: Engine, texts: Sequence[str | tuple[str, str]], recipe: Recipe, cache: bool
+    engine: Engine, texts: Sequence[Text], recipe: Recipe | Auto, segments: Sequence[str | None], cache: bool
 ) -> list[Prediction]:
     """What a shadow gives; nothing where the service has no room for it."""
     try:
-        return (await engine.predict(texts, recipe, None, cache)).predictions
+        answer, _ = await engine.predict_adaptively(texts, [recipe] * len(texts), segments, None, cache)
+        return answer.predictions
     except TweenError:
         return []
 
@@ -163,8 +169,12 @@ def _tell(
         label, seen = _label(shown.predictions[index]), beside.get(index, {})
         agreed = {arm: _label(prediction) == label for arm, prediction in seen.items()}
         # Of a base in the shadow, which is asked whatever the unit meets: elsewhere arms would differ in who has one.
-        sure = next((max(prediction.scores) for prediction in seen.values() if prediction.recipe.blend == BASE), None)
+        sure = next((max(one.scores) for arm, one in seen.items() if _is_base(meeting.shadows[arm])), None)
         experiments.tell(meeting, served, agreed, sure, shown.timings.total)
+
+
+def _is_base(recipe: Recipe | Auto) -> bool:
+    return isinstance(recipe, Recipe) and recipe.blend == BASE
 
 
 def _label(prediction: Prediction) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
@@ -20,10 +19,11 @@ from app.api.direct import Handler, json_only, read_json, write_json
 from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answer, experiments_of, meet
 from app.api.probes import TheEngine, engine_of
 from app.api.problems import Problem
-from app.errors import BadRecipe, BadTexts
-from app.serving.adaptive import Choice, automatic
+from app.errors import BadTexts
+from app.serving.adaptive import Choice
 from app.serving.blends import Cached
-from app.serving.engine import Answer, Engine
+from app.serving.engine import Answer
+from app.weights.automatic import Auto
 from app.weights.recipe import Recipe
 
 RecipeField = Annotated[
@@ -136,7 +136,7 @@ class PredictReply(BaseModel):
     predictions: list[PredictionReply]
     recipe: str | list[str] = Field(
         description="the recipe in its canonical text, of an alias what it points at (a list, if a list was sent, or "
-        "where `@auto` chose for each text)",
+        "where `@auto` chose for a text)",
         examples=["finance@0.4"],
     )
     key: str | list[str] = Field(
@@ -268,27 +268,23 @@ async def predict(
     given, texts = body.recipe, body.as_list()
     many, each = isinstance(given, list), given if isinstance(given, list) else [given]
     met = await meet(experiments, each, unit if body.unit is None else body.unit, body.attributes, len(texts))
-    if any(automatic(one) for one in each):
-        if met is not None:
-            raise BadRecipe("one call asks for an experiment and for an automatic t; send two calls")
-        return await _predict_adaptively(engine, body, each if many else each * len(texts))
     if met is None:
-        recipes = [_recipe(engine, one) for one in each]
-        shown = await engine.predict(texts, recipes if many else recipes[0], body.function, body.cache)
+        wanted, arms = [engine.wanted(one) for one in each], None
+        recipes = [one for one in wanted if isinstance(one, Recipe)]
+        if len(recipes) == len(wanted):
+            shown = await engine.predict(texts, recipes if many else recipes[0], body.function, body.cache)
+            return _reply(shown, engine.bank.labels, body.top_k, many)
+        wanted = wanted if many else wanted * len(texts)
+        shown, choices = await engine.predict_adaptively(texts, wanted, body.segments(), body.function, body.cache)
     else:
-        recipes = met.recipes(engine, each if many else each * len(texts))
-        shown = await answer(experiments, engine, texts, recipes, met, body.function, body.cache)
+        wanted = met.wanted(engine, each if many else each * len(texts))
+        shown, choices = await answer(
+            experiments, engine, texts, wanted, body.segments(), met, body.function, body.cache
+        )
         many = many or met.many
-    return _reply(shown, engine.bank.labels, body.top_k, many, met)
-
-
-async def _predict_adaptively(
-    engine: Engine, body: PredictRequest, each: Sequence[str | dict[str, Any] | None]
-) -> PredictReply:
-    """With a t for each text, where its recipe asks for one."""
-    wanted = [automatic(one) or _recipe(engine, one) for one in each]
-    shown, choices = await engine.predict_adaptively(body.as_list(), wanted, body.segments(), body.function, body.cache)
-    return _reply(shown, engine.bank.labels, body.top_k, many=True, choices=choices)
+        arms = _arms(met, many)
+    many = many or any(isinstance(one, Auto) for one in wanted)
+    return _reply(shown, engine.bank.labels, body.top_k, many, arms, choices)
 
 
 async def predict_directly(request: Request) -> Response:
@@ -336,7 +332,7 @@ async def bank(engine: TheEngine) -> BankReply:
 async def build_blend(engine: TheEngine, body: BlendRequest, response: Response) -> BlendReply:
     """Build or fetch a blend now, so that the first request finds it, and put it into Redis, where pods without the
     members find it. 201 if it was built, 200 if it was there."""
-    recipe = _recipe(engine, body.recipe)
+    recipe = engine.cookbook.read(body.recipe)
     async with engine.blends.publish(recipe) as weights:
         response.status_code = 201 if weights.source == "built" else 200
         return BlendReply(
@@ -391,10 +387,6 @@ async def delete_blend(engine: TheEngine, key: str) -> DeletedReply:
     return DeletedReply(key=key, tiers=await engine.blends.delete(key))
 
 
-def _recipe(engine: Engine, given: str | dict[str, Any] | None) -> Recipe:
-    return engine.default_recipe if given is None else engine.cookbook.read(given)
-
-
 def _cached(blend: Cached) -> CachedReply:
     return CachedReply.model_validate(blend, from_attributes=True)
 
@@ -404,7 +396,7 @@ def _reply(
     labels: list[str],
     top_k: int | None,
     many: bool,
-    met: Met | None = None,
+    arms: ArmReply | list[ArmReply | None] | None = None,
     choices: list[Choice] | None = None,
 ) -> PredictReply:
     predictions = []
@@ -430,7 +422,7 @@ def _reply(
         recipe=recipes if many else recipes[0],
         key=answer.keys if many else answer.keys[0],
         source=answer.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
-        experiment=_arms(met, many) if met else None,
+        experiment=arms,
         timings=TimingsReply.model_validate(answer.timings, from_attributes=True),
     )
 

@@ -18,6 +18,7 @@ from app.experiments.account import Report
 from app.experiments.experiment import Experiment
 from app.experiments.judgement import report
 from app.experiments.sums import PhaseSums
+from app.weights.automatic import Auto
 from app.weights.recipe import Cookbook, Recipe
 
 
@@ -73,9 +74,9 @@ async def get_report(
     return HTMLResponse(page(name, made)) if format == "html" else made
 
 
-def _recipes(cookbook: Cookbook, experiment: Experiment) -> Mapping[str, Recipe] | None:
+def _recipes(cookbook: Cookbook, experiment: Experiment) -> Mapping[str, Recipe | Auto] | None:
     """By arm; None if the bank here cannot make them, as after another one was loaded."""
     try:
-        return {arm.name: cookbook.read(arm.recipe) for arm in experiment.shown}
+        return {arm.name: cookbook.wanted(arm.recipe) for arm in experiment.shown}
     except (BadRecipe, UnknownVariant):
         return None

@@ -1,17 +1,40 @@
-"""The t's by segment over HTTP: what `finance@auto` goes by."""
+"""The t's by segment over HTTP: what `finance@auto` goes by, put live on every pod and taken away again."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Query, Response
 from pydantic import BaseModel, Field
 
+from app.api.alias_routes import By
 from app.api.direct import json_only
-from app.api.native import REFUSALS
+from app.api.meetings import TheExperiments
+from app.api.native import LAST_VERSION, REFUSALS
 from app.api.probes import TheEngine
+from app.api.problems import Problem
+from app.errors import SegmentsConflict
+from app.experiments.running import KEPT_WARM, Experiments
+from app.serving.aliases import Aliases
 from app.serving.engine import Engine
+from app.serving.live_tables import LiveTable
 from app.serving.segment_table import SegmentTable, Setting
+from app.weights.automatic import automatic
 
-router = APIRouter(prefix="/v1/segments", tags=["segments"], dependencies=[Depends(json_only)], responses=REFUSALS)
+CONFLICTS: dict[int | str, dict[str, Any]] = {
+    409: {"description": "the live table is at another version, or somebody needs it", "model": Problem},
+    503: {"description": "Redis does not answer, so pods cannot agree; or the bank is still loaded", "model": Problem},
+}
+
+router = APIRouter(
+    prefix="/v1/segments", tags=["segments"], dependencies=[Depends(json_only)], responses={**REFUSALS, **CONFLICTS}
+)
+
+IfVersion = Annotated[
+    int | None,
+    Query(ge=0, le=LAST_VERSION, description="only if the live table is at this version; 0: if none is live"),
+]
 
 
 class SettingReply(BaseModel):
@@ -26,6 +49,12 @@ class EntropyReply(BaseModel):
     offset: float
 
 
+class LiveReply(BaseModel):
+    version: int
+    changed: datetime
+    by: str | None = Field(description="the name of the key that put it, or without keys the `From` header")
+
+
 class SegmentsReply(BaseModel):
     variant: str
     pooled: SettingReply = Field(description="for segments that are not among these")
@@ -33,16 +62,26 @@ class SegmentsReply(BaseModel):
     routed: list[str] = Field(description="segments that are told apart by a text's words, where none is named")
     entropy: EntropyReply | None = Field(description="what `@auto:entropy` goes by")
     fitted_on_this_bank: bool = Field(description="false: other weights were measured; fit them anew")
+    live: LiveReply | None = Field(description="since when it is live; null: the bank file names it")
+    shared: bool = Field(
+        description="what is put live is seen by every pod on this Redis; false: by this process alone"
+    )
 
 
 class SegmentsList(BaseModel):
     segments: list[SegmentsReply]
 
 
+class DeletedSegments(LiveReply):
+    variant: str
+    falls_back: bool = Field(description="the table of the bank file is gone by now; false: `VARIANT@auto` is a 404")
+
+
 @router.get("")
 async def list_segments(engine: TheEngine) -> SegmentsList:
     """The t's by segment of every variant that has some."""
-    return SegmentsList(segments=[_reply(engine, table) for _, table in sorted(engine.adaptive.tables.items())])
+    tables = sorted(engine.adaptive.tables.now.items())
+    return SegmentsList(segments=[_reply(engine, table) for _, table in tables])
 
 
 @router.get("/{variant}")
@@ -51,8 +90,50 @@ async def get_segments(engine: TheEngine, variant: str) -> SegmentsReply:
     return _reply(engine, engine.adaptive.table(variant))
 
 
+@router.put("/{variant}", responses={201: {"description": "none was live before", "model": SegmentsReply}})
+async def put_segments(
+    engine: TheEngine,
+    variant: str,
+    table: Annotated[dict[str, Any], Body(description="segments.json, as `tween segments` writes it")],
+    response: Response,
+    version: IfVersion = None,
+    by: By = None,
+) -> SegmentsReply:
+    """Put a table live on every pod, in place of the one that is live or in the bank file. Blends of its t's are made
+    when they are first asked for."""
+    replaced = await engine.adaptive.tables.put(variant, table, version, by)
+    response.status_code = 201 if replaced.made else 200
+    return _reply(engine, engine.adaptive.table(variant))
+
+
+@router.delete("/{variant}")
+async def delete_segments(
+    engine: TheEngine, experiments: TheExperiments, variant: str, version: IfVersion = None, by: By = None
+) -> DeletedSegments:
+    """Take the live table away: the one of the bank file is gone by again, where there is one. Where there is none, no
+    alias and no experiment that is running or paused may need it."""
+    falls_back = engine.adaptive.tables.is_filed(variant)
+    if not falls_back:
+        _check_that_nobody_needs(variant, engine.aliases, experiments)
+    deleted = await engine.adaptive.tables.delete(variant, version, by)
+    return DeletedSegments(**_live(deleted).model_dump(), variant=variant, falls_back=falls_back)
+
+
+def _check_that_nobody_needs(variant: str, aliases: Aliases, experiments: Experiments) -> None:
+    """Raises `SegmentsConflict` with the first thing that would answer 404 without the table."""
+    needed: dict[str, object] = {f"alias {alias.name!r}": alias.recipe for alias in aliases.all()}
+    for record in experiments.all():
+        if record.status in KEPT_WARM:
+            needed |= {f"arm {a.name!r} of experiment {record.name!r}": a.recipe for a in record.experiment.arms}
+    for who, recipe in needed.items():
+        auto = automatic(recipe)
+        if auto and auto.variant == variant:
+            raise SegmentsConflict(f"{who} is {auto.text}, which needs the table, and the bank file has none")
+
+
 def _reply(engine: Engine, table: SegmentTable) -> SegmentsReply:
-    entropy = table.entropy
+    entropy, tables = table.entropy, engine.adaptive.tables
+    live = tables.live(table.variant)
     return SegmentsReply(
         variant=table.variant,
         pooled=_setting(table.pooled),
@@ -60,7 +141,13 @@ def _reply(engine: Engine, table: SegmentTable) -> SegmentsReply:
         routed=list(table.router.segments) if table.router else [],
         entropy=EntropyReply(gain=entropy.gain, offset=entropy.offset) if entropy else None,
         fitted_on_this_bank=table.bank == engine.bank.fingerprint,
+        live=_live(live) if live else None,
+        shared=tables.shared,
     )
+
+
+def _live(live: LiveTable) -> LiveReply:
+    return LiveReply(version=live.version, changed=datetime.fromtimestamp(live.changed, UTC), by=live.by)
 
 
 def _setting(setting: Setting) -> SettingReply:

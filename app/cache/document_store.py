@@ -1,4 +1,4 @@
-"""Where the pods of a service keep aliases, or experiments, together: one hash in Redis, a document for each name.
+"""Where pods keep aliases, experiments, or tables of segments, together: one hash in Redis, a document for each name.
 
     NAMESPACE:KIND                       {name: document, ":mark": a word that is another one after every change}
     NAMESPACE:KIND:warm:TICKET           {pod: "1" or "0"}, for a minute

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from app.experiments.contrasts import Cell, dose_rows, fit
+from app.weights.automatic import Auto
 from app.weights.recipe import Recipe
 
 DRAWS = 20_000
@@ -47,9 +48,11 @@ class Dose:
     """The p of a curve that is a quadratic; None with three t's in one phase, which any quadratic goes through."""
 
 
-def doses_of(recipes: Mapping[str, Recipe]) -> dict[str, float] | None:
+def doses_of(recipes: Mapping[str, Recipe | Auto]) -> dict[str, float] | None:
     """The t of each arm, if all arms are t's of one variant (the base being t = 0) and at least three differ."""
-    ts = {arm: recipe.t_by_variant for arm, recipe in recipes.items()}
+    ts = {arm: recipe.t_by_variant for arm, recipe in recipes.items() if isinstance(recipe, Recipe)}
+    if len(ts) < len(recipes):  # an arm that has a t for each text has no one dose
+        return None
     variants = {variant for t in ts.values() for variant in t}
     if len(variants) != 1:
         return None

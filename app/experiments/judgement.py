@@ -12,6 +12,7 @@ from app.experiments.dose import doses_of
 from app.experiments.experiment import Experiment
 from app.experiments.sequential import ALPHA, looks_at
 from app.experiments.sums import ArmSums, Moments, PhaseSums
+from app.weights.automatic import Auto
 from app.weights.recipe import Recipe
 
 MOST_LOOKS = 30
@@ -25,7 +26,7 @@ MANY_WITHOUT = 0.2
 
 
 def report(
-    experiment: Experiment, phases: Sequence[PhaseSums], now: float, recipes: Mapping[str, Recipe] | None = None
+    experiment: Experiment, phases: Sequence[PhaseSums], now: float, recipes: Mapping[str, Recipe | Auto] | None = None
 ) -> Report:
     """What the sums say at `now` (seconds since 1970). With the recipe of each arm, arms that are t's of one variant
     get a curve over t."""

@@ -28,6 +28,7 @@ from app.experiments.sticky import Sticky
 from app.serving.aliases import DEFAULT
 from app.serving.following import Following
 from app.serving.warmth import Kept, Warmth
+from app.weights.automatic import Auto
 from app.weights.recipe import Cookbook, Recipe, names_alias
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ class Meeting:
 
     unit: str | None
     assignment: Assignment
-    recipe: Recipe
-    shadows: Mapping[str, Recipe]
+    recipe: Recipe | Auto
+    shadows: Mapping[str, Recipe | Auto]
     era: int | None = None
     """Of a bandit, the phase since which units keep their arm; None where nothing but the hash decides."""
 
@@ -70,8 +71,8 @@ class _Served:
     """What traffic meets: a record, and the recipe of each arm."""
 
     record: Record
-    recipes: dict[str, Recipe]
-    shadows: dict[str, Recipe]
+    recipes: dict[str, Recipe | Auto]
+    shadows: dict[str, Recipe | Auto]
     kept: list[Kept]
 
 
@@ -128,7 +129,7 @@ class Experiments:
         served = self._served.get(record.name)
         return served is not None and served.record == record
 
-    def recipes(self, name: str) -> Mapping[str, Recipe]:
+    def recipes(self, name: str) -> Mapping[str, Recipe | Auto]:
         """By arm, what traffic meets here; raises `UnknownExperiment`."""
         served = self._served.get(name)
         if served is None:
@@ -273,13 +274,13 @@ class Experiments:
         arms = [arm.model_copy(update={"recipe": self._recipe(arm).text}) for arm in definition.arms]
         return definition.model_copy(update={"arms": arms})
 
-    def _recipe(self, arm: Arm) -> Recipe:
+    def _recipe(self, arm: Arm) -> Recipe | Auto:
         if names_alias(arm.recipe):
             raise BadExperiment(
                 f"arm {arm.name!r} is an alias, which can be moved while the experiment runs; write the recipe itself"
             )
         try:
-            return self._cookbook.read(arm.recipe)
+            return self._cookbook.wanted(arm.recipe)
         except TweenError as reason:
             raise type(reason)(f"arm {arm.name!r}: {reason}") from None
 
@@ -335,7 +336,7 @@ class Experiments:
     async def _follow(self, record: Record) -> None:
         """Let traffic meet what a record says, once the arms' blends are in memory."""
         try:
-            recipes = {arm.name: self._cookbook.read(arm.recipe) for arm in record.experiment.arms}
+            recipes = {arm.name: self._cookbook.wanted(arm.recipe) for arm in record.experiment.arms}
         except TweenError as reason:
             log.error("experiment %r is not followed: %s", record.name, reason)
             return
@@ -363,8 +364,9 @@ class Experiments:
             self._rollouts.pop(rollout.alias, None)
 
     def _keep(self, record: Record) -> list[Kept]:
-        recipes = {self._cookbook.read(arm.recipe) for arm in record.experiment.arms}
-        return [self._warmth.keep(recipe) for recipe in recipes]
+        """The arms' blends; of an arm that has a t for each text, none can be had ready."""
+        wanted = {self._cookbook.wanted(arm.recipe) for arm in record.experiment.arms}
+        return [self._warmth.keep(recipe) for recipe in wanted if isinstance(recipe, Recipe)]
 
     async def _mind_the_clock(self) -> None:
         """Stop what has come to its stop time. Units meet control from that moment on, by every pod's own clock; this

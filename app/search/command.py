@@ -244,8 +244,10 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
 
 def line_of(options: argparse.Namespace, provider: LocalProvider) -> Line:
     """The line to move along: --line, else to what --variant names (of several the first), else the only variant."""
+    from app.search.dataset import check_labels
     from app.search.line import Line
 
+    check_labels(provider.bank.problem_type)
     loaded = provider.cookbook.variants
     if options.line is None and not options.variant and len(loaded) != 1:
         raise BadData(f"which way? name a --variant, or a --line; loaded: {', '.join(loaded) or 'none'}")

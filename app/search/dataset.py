@@ -99,6 +99,14 @@ class Dataset:
         return digest.hexdigest()[:32]
 
 
+def check_labels(problem_type: str) -> None:
+    """Raises `BadData` for a bank whose texts have no one label: losses and temperatures here are of a softmax."""
+    if problem_type != "single_label_classification":
+        kind = {"regression": "a number", "multi_label_classification": "labels that do not exclude each other"}
+        what = kind.get(problem_type, problem_type)
+        raise BadData(f"this bank answers with {what}; t is chosen for banks whose texts have one label each")
+
+
 def read_dataset(path: Path, labels: Sequence[str], columns: Columns | None = None, labelled: bool = True) -> Dataset:
     """The data set in a file; its name is the file's. Raises `BadData` with one sentence that names the line."""
     columns = columns or Columns()

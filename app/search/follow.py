@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 60.0
 def run_there(options: argparse.Namespace) -> int:
     """Order, follow, fetch, print. Ctrl-C calls the sweep off."""
     server = options.server.rstrip("/")
-    ordered = _call(f"{server}/v1/sweeps", _asked(options))
+    ordered = call(f"{server}/v1/sweeps", _asked(options))
     url = f"{server}/v1/sweeps/{ordered['id']}"
     print(f"sweep {ordered['id']} at {server}", flush=True)
     try:
@@ -36,7 +36,7 @@ def run_there(options: argparse.Namespace) -> int:
             for state in _states(url):
                 on_progress(state["texts_done"], state["texts_expected"])
     except KeyboardInterrupt:
-        _call(url, method="DELETE")
+        call(url, method="DELETE")
         raise
     if state["status"] != "done":
         raise BadData(f"the sweep is {state['status']}{': ' + state['error'] if state['error'] else ''}")
@@ -110,7 +110,8 @@ def _states(url: str) -> Iterator[dict[str, Any]]:
         time.sleep(0.5)
 
 
-def _call(url: str, body: object = None, method: str | None = None) -> Any:
+def call(url: str, body: object = None, method: str | None = None) -> Any:
+    """What a service replies, as JSON. Raises `BadData` with its own sentence."""
     return json.loads(_fetch(url, None if body is None else json.dumps(body, default=str).encode(), method))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.errors import BadData
 from app.search.choice import Rule
-from app.search.dataset import Columns, Dataset, dataset_of
+from app.search.dataset import Columns, Dataset, check_labels, dataset_of
 from app.search.folds import FOLDS
 from app.search.line import Line
 from app.search.question import Guard, Question
@@ -27,6 +27,7 @@ class Facts:
     labels: list[str]
     variants: list[str]
     products: list[list[float]]
+    problem_type: str = "single_label_classification"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def question_of(order: Order, facts: Facts, most_texts: int | None = None) -> Qu
 
     Raises `BadData`, `BadRecipe` or `UnknownVariant` with a sentence for whoever ordered it.
     """
+    check_labels(facts.problem_type)
     cookbook = Cookbook(facts.variants)
     line = _line(order, cookbook)
     named = order.columns.get

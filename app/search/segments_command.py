@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from app.errors import BadData
 from app.search.command import Load, add_common, columns_of, dataset_of_path, line_of, progress, weighed
@@ -53,6 +54,11 @@ def add_segments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="of resamples and folds (0)")
     command.add_argument("--out", type=Path, help="folder of the results (segments-VARIANT)")
+    command.add_argument(
+        "--put",
+        metavar="URL",
+        help="put the table live on that service, with the key in TWEEN_API_KEY if it asks for one",
+    )
     add_common(command)
 
 
@@ -85,7 +91,17 @@ def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
     folder = options.out or Path(f"segments-{line.end_name}")
     write(found, table, folder)
     print(f"\n{text_of(found, table)}\nWritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    if options.put:
+        print(f"Live at {options.put}, version {put_live(options.put, table)}")
     return 0
+
+
+def put_live(server: str, table: SegmentTable) -> int:
+    """Have every pod of a service go by the table: its version there. Raises `BadData` with the service's sentence."""
+    from app.search.follow import call
+
+    reply = call(f"{server.rstrip('/')}/v1/segments/{quote(table.variant, safe='')}", table.document(), "PUT")
+    return int(reply["live"]["version"])
 
 
 def write(found: SegmentFindings, table: SegmentTable, folder: Path) -> None:

@@ -11,9 +11,8 @@ rounded to hundredths, so that blends and remembered predictions are shared.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,24 +21,17 @@ from torch import Tensor
 
 from app.errors import UnknownSegments
 from app.models.tokens import Text
+from app.serving.live_tables import LiveTables
 from app.serving.segment_table import Entropy, SegmentTable
 from app.weights.arena import BASE
+from app.weights.automatic import Auto
 from app.weights.recipe import Cookbook, Recipe
 
-AUTO = re.compile(r"\s*([A-Za-z0-9_-]+)\s*@\s*auto\s*(:\s*entropy\s*)?")
 DIGITS = 2
 
 By = Literal["segment", "router", "pooled", "entropy"]
 Look = Callable[[Sequence[Text], Recipe], Awaitable[Tensor]]
 """Gives the logits (N, C) of texts."""
-
-
-@dataclass(frozen=True)
-class Auto:
-    """A t of this variant is to be chosen for each text."""
-
-    variant: str
-    by_entropy: bool
 
 
 @dataclass(frozen=True)
@@ -52,32 +44,33 @@ class Choice:
     segment: str | None = None
 
 
-def automatic(recipe: object) -> Auto | None:
-    """What `finance@auto`, or `{"variant": "finance", "t": "auto"}`, asks for; None for any other recipe."""
-    if isinstance(recipe, Mapping) and set(recipe) == {"variant", "t"} and isinstance(recipe["t"], str):
-        recipe = f"{recipe['variant']}@{recipe['t']}"
-    found = AUTO.fullmatch(recipe) if isinstance(recipe, str) else None
-    return Auto(found[1], found[2] is not None) if found else None
-
-
 class Adaptive:
     """Chooses a recipe for each text from the tables of the variants. `chosen` counts what t's were chosen by."""
 
-    def __init__(self, cookbook: Cookbook, tables: Mapping[str, SegmentTable]) -> None:
-        self.tables = dict(tables)
+    def __init__(self, cookbook: Cookbook, tables: LiveTables) -> None:
+        self.tables = tables
         self.chosen: Counter[str] = Counter()
         self._cookbook = cookbook
 
     def table(self, variant: str) -> SegmentTable:
         """Raises `UnknownVariant`, and `UnknownSegments` where nothing was fitted for it."""
         self._cookbook.read(variant)
-        if variant not in self.tables:
-            there = ", ".join(sorted(self.tables)) or "none"
+        table = self.tables.now.get(variant)
+        if table is None:
+            there = ", ".join(sorted(self.tables.now)) or "none"
             raise UnknownSegments(
                 f"no t's by segment were fitted for {variant!r}; there are some for: {there}. `tween segments DATA "
-                f"--variant {variant}` fits them; name its segments.json in the bank file"
+                f"--variant {variant}` fits them; PUT its segments.json to /v1/segments/{variant}, or name it in the "
+                "bank file"
             )
-        return self.tables[variant]
+        return table
+
+    def check(self, wanted: Recipe | Auto) -> None:
+        """Refuse what no text could be given a t by: raises as `table` does."""
+        if isinstance(wanted, Auto):
+            table = self.table(wanted.variant)
+            if wanted.by_entropy:
+                _entropy_of(table)
 
     async def choose(
         self, texts: Sequence[Text], wanted: Sequence[Recipe | Auto], segments: Sequence[str | None], look: Look
@@ -134,15 +127,19 @@ class Adaptive:
         ]
 
     async def _by_entropy(self, table: SegmentTable, texts: Sequence[Text], look: Look) -> list[Choice]:
-        entropy = table.entropy
-        if entropy is None:
-            raise UnknownSegments(f"no gain of entropies was fitted for {table.variant!r}; it has t's by segment alone")
+        entropy = _entropy_of(table)
         ends = (self._cookbook.read(name) for name in (BASE, table.variant))
         ts = t_of_entropies(entropy, *await asyncio.gather(*(look(texts, end) for end in ends)))
         return [Choice(self._recipe(table, t, entropy.temperature), "entropy") for t in ts.tolist()]
 
     def _recipe(self, table: SegmentTable, t: float, temperature: float) -> Recipe:
         return self._cookbook.read(f"{table.variant}@{t:.{DIGITS}f};temperature={temperature:.{DIGITS}f}")
+
+
+def _entropy_of(table: SegmentTable) -> Entropy:
+    if table.entropy is None:
+        raise UnknownSegments(f"no gain of entropies was fitted for {table.variant!r}; it has t's by segment alone")
+    return table.entropy
 
 
 def t_of_entropies(fitted: Entropy, base: Tensor, variant: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from app.serving.alias_history import Alias
 from app.serving.blends import Blends
 from app.serving.following import Following
 from app.serving.warmth import Kept, Warmth
+from app.weights.automatic import Auto
 from app.weights.recipe import NAME, Cookbook, Recipe, names_alias
 
 log = logging.getLogger(__name__)
@@ -92,9 +93,9 @@ class Aliases:
         return alias
 
     def key(self, alias: Alias) -> str | None:
-        """The key of the blend that it points at; None if this bank cannot make it."""
+        """The key of the blend that it points at; None if this bank cannot make it, or each text has its own."""
         recipe = self._recipe(alias)
-        return None if recipe is None else self._blends.key(recipe)
+        return self._blends.key(recipe) if isinstance(recipe, Recipe) else None
 
     async def move(self, name: str, recipe: object, version: int | None = None, by: str | None = None) -> Move:
         """Point an alias at a recipe, on every pod, and make it if there is none of that name.
@@ -108,7 +109,7 @@ class Aliases:
             )
         if names_alias(recipe):
             raise BadRecipe("an alias points at a recipe, not at another alias; write the recipe itself")
-        text = self._cookbook.read(recipe).text
+        text = self._cookbook.wanted(recipe).text
 
         def moved(alias: Alias) -> Alias:
             if alias.recipe is None and len(self.all()) >= MAX_ALIASES:
@@ -146,8 +147,7 @@ class Aliases:
             after = change(before)
             if after is before:
                 return Move(before, False, 0, 0)
-            recipe = None if after.recipe is None else self._cookbook.read(after.recipe)
-            kept = None if recipe is None else self.warmth.keep(recipe)
+            kept = self._keep(None if after.recipe is None else self._cookbook.wanted(after.recipe))
             try:
                 asked, warm = await self.warmth.everywhere(kept) if kept else (0, 0)
                 if await self._following.replace(document, before, after):
@@ -166,7 +166,7 @@ class Aliases:
                 "alias %r points at %r, which this bank cannot make; it is not followed", alias.name, alias.recipe
             )
             return
-        kept = self.warmth.keep(recipe) if recipe else None
+        kept = self._keep(recipe)
         if kept:
             await kept.warm_up()
         if self._following.is_overtaken(alias):
@@ -174,21 +174,26 @@ class Aliases:
                 kept.let_go()
             return
         before = self._kept.pop(alias.name, None)
-        if kept:
-            self._cookbook.aliases[alias.name] = kept.recipe
-            self._kept[alias.name] = kept
+        if recipe:
+            self._cookbook.aliases[alias.name] = recipe
         else:
             self._cookbook.aliases.pop(alias.name, None)
+        if kept:
+            self._kept[alias.name] = kept
         if before:
             before.let_go()
         log.info("alias %s: version %d, %s", alias.name, alias.version, alias.recipe or "deleted")
 
-    def _recipe(self, alias: Alias) -> Recipe | None:
+    def _keep(self, recipe: Recipe | Auto | None) -> Kept | None:
+        """The blend that traffic is going to meet. Where each text has a t of its own, there is none to have ready."""
+        return self.warmth.keep(recipe) if isinstance(recipe, Recipe) else None
+
+    def _recipe(self, alias: Alias) -> Recipe | Auto | None:
         """What it points at, if this bank can make it."""
         if alias.recipe is None:
             return None
         try:
-            return self._cookbook.read(alias.recipe)
+            return self._cookbook.wanted(alias.recipe)
         except TweenError:
             return None
 

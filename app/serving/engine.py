@@ -17,7 +17,7 @@ from app.errors import BadTexts
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
-from app.serving.adaptive import Adaptive, Auto, Choice
+from app.serving.adaptive import Adaptive, Choice
 from app.serving.aliases import DEFAULT, Aliases
 from app.serving.batcher import Batcher, Scored
 from app.serving.blends import MIXED, Blends
@@ -26,6 +26,7 @@ from app.serving.errands import Errands
 from app.serving.histogram import SECONDS, Histogram
 from app.serving.recollection import Recollection
 from app.spans import spent
+from app.weights.automatic import Auto
 from app.weights.recipe import MICRO, Cookbook, Recipe
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -131,9 +132,14 @@ class Engine:
         self.max_texts = max_texts
 
     @property
-    def default_recipe(self) -> Recipe:
+    def default_recipe(self) -> Recipe | Auto:
         """The recipe of requests that name none: `@prod` if there is such an alias, else the configured one."""
         return self.cookbook.aliases.get(DEFAULT, self._default_recipe)
+
+    def wanted(self, given: object) -> Recipe | Auto:
+        """What a call to `predict_adaptively` wants, by default what others get that name nothing; raises as
+        `Cookbook.wanted` does."""
+        return self.default_recipe if given is None else self.cookbook.wanted(given)
 
     async def predict(
         self, texts: Sequence[Text], recipes: Recipe | Sequence[Recipe], function: str | None = None, cache: bool = True
@@ -194,6 +200,9 @@ class Engine:
 
         Raises `UnknownSegments` too, where nothing was fitted to choose by.
         """
+        recipes = [one for one in wanted if isinstance(one, Recipe)]
+        if len(recipes) == len(wanted):
+            return await self.predict(texts, recipes, function, cache), [Choice(recipe) for recipe in recipes]
         self._check(texts)
         _check_length(texts, wanted)
 

@@ -1,4 +1,4 @@
-"""Documents that all pods agree on, followed by each of them: aliases, and experiments.
+"""Documents that all pods agree on, followed by each of them: aliases, experiments, and tables of segments.
 
 Pods learn of a change by a message, or at the latest by comparing the mark twice a second. Each remembers every
 document it has read. If Redis has lost one (evicted, flushed, restarted empty) or has an older one, the pod writes its

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,10 @@ from app.serving.router import BUCKETS, Router
 
 FORMAT = "tween segments 1"
 MAX_SEGMENTS = 1_000
+MAX_BIAS = 1e6
 MAX_NAME = 200
+MAX_TEXTS = 2**53 - 1
+"""The largest whole number that every reader of JSON holds."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class SegmentTable:
     def checked(self, variant: str, variants: Sequence[str]) -> SegmentTable:
         """Itself, if it is the table of this variant of the bank; else raises `BadSegments`."""
         if self.variant != variant or variant not in variants:
-            raise BadSegments(f"a table for {self.variant!r} is given for {variant!r}; loaded: {', '.join(variants)}")
+            raise BadSegments(
+                f"a table for {self.variant[:60]!r} is given for {variant[:60]!r}; loaded: {', '.join(variants)}"
+            )
         return self
 
     def document(self) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def table_of(document: object) -> SegmentTable:
         )
     except KeyError as missing:
         raise BadSegments(f"the table of segments has no entry {missing}") from None
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise BadSegments(f"the table of segments cannot be read: {error}") from None
     if not 0 < len(segments) <= MAX_SEGMENTS:
         raise BadSegments(f"the table has {len(segments)} segments; it may have 1 to {MAX_SEGMENTS}")
@@ -113,6 +117,10 @@ def table_of(document: object) -> SegmentTable:
 def _named(name: str) -> str:
     if not 0 < len(name) <= MAX_NAME:
         raise ValueError(f"a segment's name has 1 to {MAX_NAME} characters")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a segment's name is not valid Unicode: it holds a lone surrogate") from None
     return name
 
 
@@ -122,7 +130,7 @@ def _setting(value: Mapping[str, Any]) -> Setting:
         _number("t", value["t"], 0, 1),
         _number("temperature", value["temperature"], 0.05, 20),
         (_number("interval", low, 0, 1), _number("interval", high, 0, 1)),
-        int(value["texts"]),
+        int(_number("texts", value["texts"], 0, MAX_TEXTS)),
     )
 
 
@@ -152,16 +160,19 @@ def _written(router: Router) -> dict[str, object]:
 
 def _router(value: Mapping[str, Any], segments: Mapping[str, Setting]) -> Router:
     names = tuple(value["segments"])
-    strangers = [name for name in names if name not in segments]
+    strangers = [str(name)[:60] for name in names if name not in segments]
     if strangers or not names:
         raise ValueError(f"the router tells {strangers[:1] or 'no segment'} apart, which the table does not have")
+    if len(set(names)) < len(names):
+        raise ValueError("the router has a segment twice")
     if value["buckets"] != BUCKETS:
-        raise ValueError(f"the router has {value['buckets']} places for words, and this version has {BUCKETS}")
+        shown = str(value["buckets"])[:20]
+        raise ValueError(f"the router has {shown!r} places for words, and this version has {BUCKETS}")
     raw = bytearray(base64.b64decode(value["weights"], validate=True))
     if len(raw) != 2 * BUCKETS * len(names) or len(value["bias"]) != len(names):
         raise ValueError("the router's weights do not fit its segments")
     weights = torch.frombuffer(raw, dtype=torch.float16).float().reshape(BUCKETS, len(names))
-    bias = torch.tensor([float(b) for b in value["bias"]])
-    if not (torch.isfinite(weights).all() and all(map(math.isfinite, bias.tolist()))):
+    bias = torch.tensor([_number("bias", b, -MAX_BIAS, MAX_BIAS) for b in value["bias"]])
+    if not torch.isfinite(weights).all():
         raise ValueError("the router's weights are not all finite")
     return Router(names, weights, bias)

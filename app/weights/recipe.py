@@ -25,6 +25,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
+from app.weights.automatic import Auto, automatic
 
 BASE = "base"
 Share = float | tuple[float, float]
@@ -104,7 +105,7 @@ class Cookbook:
     ) -> None:
         """`low` and `high` bound t. `temperatures`: logits are those of classes, so that one may divide them."""
         self.variants = tuple(variants)
-        self.aliases: dict[str, Recipe] = {}
+        self.aliases: dict[str, Recipe | Auto] = {}
         self._known = lru_cache(4_096)(self._read_text)  # most requests name one of a few
         self.low, self.high = Decimal(repr(low)), Decimal(repr(high))
         self._temperatures = temperatures
@@ -116,12 +117,28 @@ class Cookbook:
         the bank and `UnknownAlias` for one that is no alias; the message says what would do.
         """
         if isinstance(recipe, str):
-            return self._behind(recipe.strip()) if names_alias(recipe) else self._known(recipe)
+            return self._blend_behind(recipe.strip()) if names_alias(recipe) else self._known(recipe)
         if isinstance(recipe, Mapping):
             return self._read_json(recipe)
         raise BadRecipe(f"a recipe is a text such as '{self._example}' or an object, not {_shown(recipe)}")
 
-    def _behind(self, text: str) -> Recipe:
+    def wanted(self, recipe: object) -> Recipe | Auto:
+        """What a call wants that may also want a t for each text: as `read`, or `VARIANT@auto` and aliases of it."""
+        if names_alias(recipe):
+            return self._behind(str(recipe).strip())
+        auto = automatic(recipe)
+        if auto is None:
+            return self.read(recipe)
+        self._member(auto.variant)
+        return auto
+
+    def _blend_behind(self, text: str) -> Recipe:
+        found = self._behind(text)
+        if isinstance(found, Auto):
+            raise BadRecipe(f"{text} is {found.text}, which is no blend: it gives each text of /v1/predict its own t")
+        return found
+
+    def _behind(self, text: str) -> Recipe | Auto:
         """The recipe that an alias points at now."""
         name = text.removeprefix("@")
         if name in self.aliases:
