@@ -170,6 +170,7 @@ SOUND: dict[str, list[Any]] = {
             "rule": "best",
             "lambda": 0,
             "grid": [0, 1],
+            "ramp": False,
             "folds": 2,
             "robustness": False,
             "seed": 0,

@@ -64,6 +64,14 @@ def test_a_sweep_prints_a_sentence_and_writes_a_folder_and_the_next_question_cos
     assert again["objective"] == "cost" and again["penalty"]["by_folds"] and again["passes_run"] <= 1, done.stderr
 
 
+def test_a_ramp_is_looked_for_from_the_command_line(run: Run, tmp_path: Path) -> None:
+    own = texts_file(tmp_path / "own.csv", 60, 1)
+    done = run("sweep", own, "--variant", "angry", "--ramp", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    ramp = json.loads((tmp_path / "out" / "results.json").read_text())["ramp"]
+    assert ramp["recipe"] in done.stdout and "layer" in done.stdout
+
+
 def test_a_bank_may_be_named_by_its_members_and_a_line_may_run_between_variants(folders: Path, tmp_path: Path) -> None:
     own = texts_file(tmp_path / "own.csv", 60, 1)
     members = [f"--variant={name}={folders / name}" for name in ("angry", "polite")]
@@ -95,6 +103,7 @@ REFUSED = [
     ("{own}", ["--variant", "angry", "--lambda", "some"], "--lambda some: give a number from 0 up, or 'folds'"),
     ("{own}", ["--variant", "angry", "--cost", "0,1;1,0"], "give 3 rows of 3 numbers"),
     ("{own}", ["--variant", "angry", "--objective", "worst_group"], "worst_group needs a column of segments or groups"),
+    ("{own}", ["--variant", "angry", "--ramp", "--rule", "nearest"], "leave grid, lambda and the rule nearest out"),
 ]
 
 

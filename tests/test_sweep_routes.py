@@ -133,6 +133,20 @@ def test_several_data_sets_have_roles_and_weights_and_several_variants_are_mixed
     assert set(results["direction"]["t"]) == {"angry", "polite"}
 
 
+def test_a_ramp_is_looked_for_where_it_is_asked_for_and_can_be_served(service: Service) -> None:
+    asked = {"data": rows(60, 8), "variant": "angry", "ramp": True}
+    url = service.client.post("/v1/sweeps", json=asked).headers["location"]
+    found = ended(service.client, url)
+    assert found["status"] == "done", found
+    ramp = found["ramp"]
+    assert ramp["better"] == (found["best"]["recipe"] == ramp["recipe"]) and ramp["blends"] >= 6
+    assert "first layer" in found["sentence"] if ramp["better"] else "No t that runs over" in found["sentence"]
+    reply = service.client.post("/v1/predict", json={"texts": "late order", "recipe": ramp["recipe"]})
+    assert reply.status_code == 200 and reply.json()["recipe"] == ramp["recipe"]
+    assert "t from first layer to last" in service.client.get(f"{url}/report").text
+    assert service.client.get(f"{url}/results.json").json()["ramp"]["recipe"] == ramp["recipe"]
+
+
 GOOD = rows(30, 7)
 REFUSED = [
     ({}, 422, "there is no data: send labelled texts as `data`, or several `datasets`"),

@@ -98,6 +98,9 @@ class SweepRequest(BaseModel):
     grid: list[Unit] = Field(
         default_factory=list, max_length=101, description="run these t's, instead of five and what lies between"
     )
+    ramp: bool = Field(
+        False, description="also look for one t in the first layer and another in the last, and say what that gains"
+    )
     folds: int = Field(FOLDS, ge=2, le=20, description="of the held-out estimate")
     robustness: bool = Field(False, description="also perturb texts of the first data set along t")
     seed: int = Field(0, ge=0, description="of resamples and folds")
@@ -136,6 +139,7 @@ class SweepRequest(BaseModel):
             penalty=self.penalty,
             cost=self.cost,
             grid=self.grid,
+            ramp=self.ramp,
             folds=self.folds,
             robustness=self.robustness,
             seed=self.seed,
@@ -172,6 +176,21 @@ class BestReply(BaseModel):
     recipe: str = Field(examples=["finance@0.45"])
 
 
+class RampReply(BaseModel):
+    """The best t's in the first and in the last layer, of those ramps that were run."""
+
+    first: Figure
+    last: Figure
+    recipe: str = Field(examples=["finance@0.2:0.8;temperature=1.3"])
+    temperature: float
+    gained: Figure = Field(description="by how much the objective is better than at the one t, on the same texts")
+    error: float = Field(description="the paired standard error of that")
+    held_out: float = Field(description="the same, where t's were chosen without the texts that judge them")
+    missed: float = Field(description="how far the surface was off where it proposed a ramp, mean of a logit")
+    blends: int
+    better: bool = Field(description="clearly better than one t, so that `best.recipe` is this one")
+
+
 class SweepBrief(BaseModel):
     id: str
     status: Status
@@ -188,6 +207,7 @@ class SweepBrief(BaseModel):
 class SweepReply(SweepBrief):
     curve: list[PointReply] | None
     best: BestReply | None
+    ramp: RampReply | None = Field(None, description="where one was asked for")
     sentence: str | None = Field(description="what to serve, why, and what to expect of it")
     warnings: list[str]
 

@@ -71,6 +71,11 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
         help="minimise loss + lambda t^2 |delta|^2 instead, with this lambda, or one that 'folds' choose",
     )
     command.add_argument(
+        "--ramp",
+        action="store_true",
+        help="also look for one t in the first layer and another in the last, and say what that gains",
+    )
+    command.add_argument(
         "--robustness",
         action="store_true",
         help="also perturb and attack texts of the first data set along t",
@@ -121,12 +126,11 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path, shared: Call
         from app.search.follow import run_there
 
         return run_there(options)
-    from app.search.evidence import findings
     from app.search.passes import FolderStore, MemoryStore, Passes
+    from app.search.ramps import swept
     from app.search.robustness import TS, robustness
     from app.search.share import Share
     from app.search.surface import towards_the_best_mix
-    from app.search.sweep import sweep
     from app.search.whitebox import FastGradient
 
     provider = load(options)
@@ -144,7 +148,7 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path, shared: Call
         if len(variants) > 1:
             line, direction = towards_the_best_mix(question, variants, passes)
             question = replace(question, line=line, squared_length=line.squared_length(provider.delta_products))
-        found = findings(question, *sweep(question, passes), passes, provider.labels)
+        found = swept(question, passes, provider.labels)
         found.direction = direction
         if options.robustness:
             ts = sorted({*TS, found.best.t})
@@ -230,6 +234,7 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
         rule=options.rule,
         penalty=penalty,
         cost=cost_of(options.cost, len(provider.labels)),
+        ramp=options.ramp,
         seed=options.seed,
     )
     names = [dataset.name for dataset in question.datasets]

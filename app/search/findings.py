@@ -34,9 +34,9 @@ class About:
 
 @dataclass(frozen=True)
 class Best:
-    """The recommendation; `recipe` has the temperature in it, held to three digits. `interval` is where the best t may
-    lie (95 %), `as_good` the first and last t within a paired standard error of the best, `at_an_end` how often the
-    best t of a resample is 0 or 1."""
+    """The recommendation; `recipe` has the temperature in it, held to three digits, and is a ramp's where that is
+    clearly better than the one `t`. `interval` is where the best t may lie (95 %), `as_good` the first and last t
+    within a paired standard error of the best, `at_an_end` how often the best t of a resample is 0 or 1."""
 
     t: float
     recipe: str
@@ -133,6 +133,28 @@ class Direction:
     way: str
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """The best t's in the first and in the last layer, of so many ramps that were run.
+
+    `gained` is by how much the objective is better than at the one chosen t on the same texts, `error` the paired
+    standard error of that, and `held_out` the same difference where t's and temperatures had to be chosen without the
+    texts that judge them. `missed` tells how far the surface was off at the points that it proposed (mean of a logit).
+    A ramp that is `better` is the recommended recipe.
+    """
+
+    first: Value
+    last: Value
+    recipe: str
+    temperature: float
+    gained: Value
+    error: float
+    held_out: float
+    missed: float
+    blends: int
+    better: bool
+
+
 @dataclass
 class Findings:
     """All that a sweep found. `passes` counts the blends that it needed, `passes_run` those that were not stored."""
@@ -165,3 +187,4 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     robustness: dict[str, list[Steadiness]] = field(default_factory=dict)
     direction: Direction | None = None
+    ramp: Ramp | None = None

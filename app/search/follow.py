@@ -70,6 +70,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "lambda": penalty_of(options.penalty),
         "cost": cost.tolist() if cost is not None else None,
         "robustness": options.robustness,
+        "ramp": options.ramp,
         "seed": options.seed,
         "columns": {
             role: name

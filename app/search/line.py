@@ -55,6 +55,15 @@ class Line:
         mixed = {name: ((1 - t) * start.get(name, 0) + t * end.get(name, 0)) / MICRO for name in {**start, **end}}
         return self.cookbook.read({"t": mixed})
 
+    def ramp(self, first: float, last: float) -> Recipe:
+        """The recipe whose t is `first` in the first layer and `last` in the last."""
+        start, end = dict(self.start.t), dict(self.end.t)
+        ends = {
+            name: [((1 - t) * start.get(name, 0) + t * end.get(name, 0)) / MICRO for t in (first, last)]
+            for name in {**start, **end}
+        }
+        return self.cookbook.read({"t": ends})
+
     def squared_length(self, products: NDArray[np.float64]) -> float:
         """|theta_end - theta_start|^2, from the inner products of the bank's deltas (V, V)."""
         start, end = dict(self.start.t), dict(self.end.t)

@@ -62,6 +62,7 @@ class Order:
     penalty: float | Literal["folds"] = 0.0
     cost: list[list[float]] | None = None
     grid: list[float] = field(default_factory=list)
+    ramp: bool = False
     folds: int = FOLDS
     robustness: bool = False
     seed: int = 0
@@ -110,6 +111,7 @@ def question_of(order: Order, facts: Facts, most_texts: int | None = None) -> Qu
         penalty=order.penalty,
         cost=_cost(order.cost, facts.labels),
         grid=order.grid,
+        ramp=order.ramp,
         folds=order.folds,
         seed=order.seed,
     )

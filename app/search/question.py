@@ -35,8 +35,8 @@ class Question:
 
     `shares` are the targets' weights, `squared_length` is |tau|^2, `penalty` is lambda, or `folds` to let them choose
     it, and `cost` (C, C) is what answering the column costs where the row is true. With a `grid`, its t's (and both
-    ends and the middle) are run, and nothing between them is considered. Raises `BadData` for an objective that these
-    data lack.
+    ends and the middle) are run, and nothing between them is considered. With `ramp`, t's that run over the layers are
+    considered too. Raises `BadData` for an objective that these data lack, and for what does not go together.
     """
 
     line: Line
@@ -49,6 +49,7 @@ class Question:
     penalty: float | Literal["folds"] = 0.0
     cost: NDArray[np.float64] | None = None
     grid: Sequence[float] = ()
+    ramp: bool = False
     draws: int = DRAWS
     folds: int = FOLDS
     repeats: int = REPEATS
@@ -59,6 +60,8 @@ class Question:
             raise BadData("the objective cost needs a cost matrix")
         if self.objective == "worst_group" and self.pool.groups is None:
             raise BadData("the objective worst_group needs a column of segments or groups, or several data sets")
+        if self.ramp and (len(self.grid) or self.penalty or self.rule != "best"):
+            raise BadData("a ramp is held against the t of the best score; leave grid, lambda and the rule nearest out")
 
     @property
     def datasets(self) -> list[Dataset]:

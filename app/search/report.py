@@ -13,7 +13,7 @@ from string import Template
 from app.search import pictures
 from app.search.findings import Blend, Findings, Value
 from app.search.scores import METRICS
-from app.search.sentences import margin_of, shown
+from app.search.sentences import difference, margin_of, shown
 
 TEMPLATE = Path(__file__).parent / "report.html"
 SMALL = "\n"
@@ -196,7 +196,18 @@ def _choice(found: Findings) -> list[list[str]]:
         ["held-out estimate", how],
         ["passes", f"{found.passes} blends, {found.passes_run} run now"],
         *_direction(found),
+        *_ramp(found),
     ]
+
+
+def _ramp(found: Findings) -> list[list[str]]:
+    if found.ramp is None:
+        return []
+    ramp, metric = found.ramp, METRICS[found.objective]
+    ends = " to ".join(f"{v.value:g} ({v.low:.1f} to {v.high:.1f})" for v in (ramp.first, ramp.last))
+    gained = f"better by {difference(metric, ramp.gained.value)}, held out by {difference(metric, ramp.held_out)}"
+    verdict = "clearly better than one t" if ramp.better else "not clearly better than one t"
+    return [[f"t from first layer to last, best of {ramp.blends} that were run", f"{ends}: {gained}; {verdict}"]]
 
 
 def _direction(found: Findings) -> list[list[str]]:

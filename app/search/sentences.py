@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.search.dataset import ADVISED_TEXTS
-from app.search.findings import Findings, Kept
+from app.search.findings import Findings, Kept, Ramp, Value
 from app.search.scores import METRICS, Metric
 from app.search.temperature import HIGHEST, LOWEST
 
@@ -29,12 +29,44 @@ def sentence_of(found: Findings) -> str:
     best, metric = found.best, METRICS[found.objective]
     low, high = best.interval
     kept = "".join(f", keeping {METRICS[g.metric].title} on {g.name} within {margin_of(g)}" for g in found.guards)
+    if found.ramp and found.ramp.better:
+        return _ramp_instead_of_one_t(found, found.ramp, kept)
     nearer = f", and {best.as_good[0]:.2f} is within one standard error of it" if best.as_good[0] < best.t else ""
     return (
         f"Serve {best.recipe}: {_reason(found)}{kept}. "
         f"Expect a {metric.title} of {shown(metric, found.honest.scores[found.objective])} on new texts; "
         f"the best t lies between {low:.2f} and {high:.2f} (95 %){nearer}."
+        f"{_no_ramp(metric, found.ramp) if found.ramp else ''}"
     )
+
+
+def _ramp_instead_of_one_t(found: Findings, ramp: Ramp, kept: str) -> str:
+    """Why a ramp is to be served, and what one t would do."""
+    metric, one = METRICS[found.objective], found.honest.scores[found.objective]
+    expected = one - metric.sign * ramp.held_out
+    return (
+        f"Serve {ramp.recipe}, whose t runs from {ramp.first.value:g} in the first layer to {ramp.last.value:g} in the "
+        f"last: the {metric.title} is {_better(metric, ramp.gained)} than at t = {found.best.t:g}, the best for all "
+        f"layers{kept}. Expect {shown(metric, expected)} on new texts, and {shown(metric, one)} with one t."
+    )
+
+
+def _no_ramp(metric: Metric, ramp: Ramp) -> str:
+    """That one t will do."""
+    return (
+        f" No t that runs over the layers is clearly better: with the best one, {ramp.recipe}, the {metric.title} is "
+        f"{_better(metric, ramp.gained)}, and on held-out texts by {difference(metric, ramp.held_out)}."
+    )
+
+
+def _better(metric: Metric, gained: Value) -> str:
+    low, high = difference(metric, gained.low), difference(metric, gained.high)
+    return f"better by {difference(metric, gained.value)} ({low} to {high})"
+
+
+def difference(metric: Metric, value: float) -> str:
+    """A difference of a metric as a person reads it."""
+    return f"{100 * value:+.1f} points" if metric.percent else f"{value:+.4f}"
 
 
 def _reason(found: Findings) -> str:

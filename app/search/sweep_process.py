@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 from app.errors import TweenError
 from app.search import report
-from app.search.evidence import findings
 from app.search.findings import Findings
 from app.search.order import Facts, Order, question_of
 from app.search.passes import Asked, MemoryStore, Passes
+from app.search.ramps import swept
 from app.search.robustness import TS, robustness
 from app.search.surface import towards_the_best_mix
-from app.search.sweep import sweep
 from app.weights.recipe import Recipe
 
 NICE = 10
@@ -140,7 +139,7 @@ def answer(order: Order, facts: Facts, pipe: Connection) -> Findings:
     if len(order.variants) > 1 and not order.line:
         line, direction = towards_the_best_mix(question, order.variants, passes)
         question = replace(question, line=line, squared_length=line.squared_length(np.array(facts.products)))
-    found = findings(question, *sweep(question, passes), passes, facts.labels)
+    found = swept(question, passes, facts.labels)
     found.passes_run, found.direction = len(distant.run), direction
     if order.robustness:
         found.robustness = robustness(
@@ -158,7 +157,8 @@ def result_of(found: Findings) -> dict[str, Any]:
         for name, values in point.data.items()
     ]
     shown = {"t": best.t, "interval": list(best.interval), "temperature": best.temperature, "recipe": best.recipe}
-    return {"curve": curve, "best": shown, "sentence": found.sentence, "warnings": found.warnings}
+    ramp = None if found.ramp is None else asdict(found.ramp)
+    return {"curve": curve, "best": shown, "ramp": ramp, "sentence": found.sentence, "warnings": found.warnings}
 
 
 def _files(found: Findings) -> Mapping[str, bytes]:
