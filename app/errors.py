@@ -109,6 +109,10 @@ class WorkerLost(TweenError):
     retry_after = 2
 
 
+class OutOfMemory(TweenError):
+    """Memory does not suffice for what was to be computed, however small its parts."""
+
+
 class Loading(TweenError):
     """The bank is still being loaded."""
 

@@ -23,6 +23,7 @@ from app.models.card import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
 from app.models.int8 import int8_is_fast
 from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
+from app.serving.room import did_not_fit, room_for_slots
 from app.serving.workers import WorkerLane
 from app.settings import Settings
 from app.weights.arena import Vectors
@@ -105,6 +106,30 @@ async def publish_card(bank: Bank, cards: Cards, thread: Executor) -> None:
     """Tell pods without members what this bank is; writing it down takes a second, which nobody waits for."""
     card = await asyncio.get_running_loop().run_in_executor(thread, write_card, bank)
     await cards.keep(bank.fingerprint, card, newest=bank.has_members)
+
+
+def slots_that_fit(settings: Settings, bank: Bank) -> tuple[Vectors, int]:
+    """Slots for blends, and how many the settings ask for: fewer where memory has no room for those, two at least."""
+    arena = bank.arena
+    asked = max(2, settings.memory_tier_mib * MIB // arena.row_bytes)
+    room = room_for_slots(bank.device)
+    count = asked if room is None else max(2, min(asked, room // arena.row_bytes))
+    while True:
+        try:
+            slots = arena.new_slots(count)
+            break
+        except (MemoryError, OSError, RuntimeError) as error:
+            if not did_not_fit(error):
+                raise
+        if count == 2:
+            raise BadBank(f"no memory is left for two blends of {arena.row_bytes / MIB:.0f} MiB each, beside the bank")
+        count = max(2, count // 2)
+    if count < asked:
+        log.warning(
+            "memory has room for %d blends, where TWEEN_MEMORY_TIER_MIB=%d asks for %d",
+            *(count, settings.memory_tier_mib, asked),
+        )
+    return slots, asked
 
 
 async def start_compute(

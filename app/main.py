@@ -71,6 +71,7 @@ from app.ground import (
     published_bank,
     reach_redis,
     redis_tier,
+    slots_that_fit,
     start_compute,
     storage,
     workers_of,
@@ -221,13 +222,12 @@ async def build_engine(
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high, temperatures=classes)
     encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
 
-    count = max(2, settings.memory_tier_mib * MIB // bank.arena.row_bytes)
-    slots = await loop.run_in_executor(torch_thread, bank.arena.new_slots, count)
+    slots, asked = await loop.run_in_executor(torch_thread, slots_that_fit, settings, bank)
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
     weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
     costs = await measure(compute, weights if bank.has_members else None, slots.rows[0], encoder.encode(WARM_UP))
     further = [await redis_tier(*reached, settings, bank, resources)] if reached else []
-    ladder = Ladder(MemoryTier(slots.rows), further)
+    ladder = Ladder(MemoryTier(slots.rows, asked), further)
     resources.push_async_callback(ladder.close)
     if not bank.has_members:
         meanwhile(ladder.renew(), resources)

@@ -14,12 +14,14 @@ import pico
 import pytest
 import torch
 from conftest import Service
+from servers import until
 
 from app.errors import WorkerLost
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
 from app.models.tokens import Row, TextEncoder
 from app.serving import compute as compute_module
+from app.serving import workers
 from app.serving.compute import Compute, Lane, Machine, ThreadLane, Vector, logits_of
 from app.serving.workers import WorkerLane
 from app.weights.arena import Vectors
@@ -125,6 +127,30 @@ def test_a_worker_that_is_killed_is_replaced_and_asked_again(bank: Bank, rows: l
     with_workers(bank, 1, scenario)
 
 
+@pytest.mark.parametrize("times", [1, 2000], ids=["little", "more than a pipe takes"])
+def test_a_worker_that_hangs_is_ended_and_another_one_asked(
+    bank: Bank, rows: list[Row], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr(workers, "HANG_SECONDS", 2.0)
+
+    async def scenario(compute: Compute, slots: Vectors) -> None:
+        lane = lane_of(compute)
+        first = pid_of(lane)
+        os.kill(first, signal.SIGSTOP)
+        async with compute.unit() as unit:
+            answer = asyncio.create_task(unit.forward(rows * times, [Vector(bank.arena["angry"], "angry")] * 4 * times))
+            turns = 0
+            while not answer.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+        assert turns > 50, "the service went on meanwhile"
+        assert len((await answer)[0]) == 4 * times
+        assert compute.restarts == 1 and pid_of(lane) != first
+        until(lambda: not Path(f"/proc/{first}").exists())
+
+    with_workers(bank, 1, scenario)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_worker_takes_nothing_of_the_small_shared_memory_of_a_container(bank: Bank) -> None:
     """Its pages are anonymous; what torch sends on its own way lies in /dev/shm, of which a container has 64 MiB."""
@@ -153,7 +179,7 @@ def test_what_kills_two_workers_is_refused(bank: Bank, rows: list[Row]) -> None:
         await lane.start()
         compute = Compute(Machine(classifier, slots), [lane])
         async with compute.unit() as unit:
-            with pytest.raises(WorkerLost, match="two worker processes died"):
+            with pytest.raises(WorkerLost, match="two worker processes died or hung"):
                 await unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * len(rows))
         await compute.close()
 

@@ -125,3 +125,11 @@ def test_int8_needs_float32(bank: Bank, spec: BankSpec) -> None:
 
     with pytest.raises(BadSettings, match="TWEEN_CPU_INT8"):
         asyncio.run(main())
+
+
+def test_copies_are_let_go_where_memory_is_short_and_made_anew(bank: Bank) -> None:
+    kept, fixed = copies(bank), Classifier(bank).fixed(bank.arena["angry"])
+    assert isinstance(kept.of(fixed, "angry", int8.WORTH_TOKENS), Quantised)
+    kept.clear()
+    assert kept.of(fixed, "angry", 1) is fixed
+    assert isinstance(kept.of(fixed, "angry", int8.WORTH_TOKENS), Quantised)

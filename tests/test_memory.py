@@ -34,6 +34,7 @@ def test_slots_are_reused_and_never_more_than_the_budget(tier: MemoryTier) -> No
         "blends": 3,
         "kept": 0,
         "slots": 3,
+        "asked": 3,
         "slot_bytes": 64,
     }
 

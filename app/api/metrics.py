@@ -79,6 +79,14 @@ class EngineMetrics(Collector):
         yield CounterMetricFamily("tween_tokens", "tokens run", value=batcher.tokens)
         yield CounterMetricFamily("tween_refused", "requests refused because the queue was full", value=batcher.refused)
         yield GaugeMetricFamily("tween_waiting_rows", "texts that wait for a forward pass", value=batcher.waiting_rows)
+        yield CounterMetricFamily(
+            "tween_out_of_memory", "passes that did not fit into memory and ran in halves", value=batcher.out_of_memory
+        )
+        yield GaugeMetricFamily(
+            "tween_batch_token_limit",
+            "tokens that a pass may have, fewer after a shortage",
+            value=batcher.budget.tokens,
+        )
 
     def _stages(self) -> Iterator[Metric]:
         batcher = self._engine.batcher
@@ -121,12 +129,13 @@ class EngineMetrics(Collector):
         sizes = GaugeMetricFamily("tween_slots", "slots for blends in memory, by state", labels=["state"])
         for tier, counters in self._engine.blends.counters().items():
             for event, count in counters.items():
-                if event not in ("blends", "kept", "slots", "slot_bytes"):
+                if event not in ("blends", "kept", "slots", "asked", "slot_bytes"):
                     events.add_metric([tier, event], count)
         memory = self._engine.blends.counters()["memory"]
         sizes.add_metric(["filled"], memory["blends"])
         sizes.add_metric(["kept"], memory["kept"])
         sizes.add_metric(["all"], memory["slots"])
+        sizes.add_metric(["asked"], memory["asked"])
         yield events
         yield sizes
 

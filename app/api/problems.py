@@ -32,6 +32,7 @@ from app.errors import (
     MemberBlend,
     NoKey,
     NotDone,
+    OutOfMemory,
     OutOfReach,
     Overloaded,
     RedisAway,
@@ -88,6 +89,7 @@ STATUS: dict[type[TweenError], int] = {
     RedisAway: 503,
     SpoolFull: 503,
     DeadlinePassed: 504,
+    OutOfMemory: 507,  # no 503: the same text would not fit a moment later either
 }
 
 

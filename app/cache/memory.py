@@ -43,9 +43,11 @@ class MemoryTier:
 
     name = "memory"
 
-    def __init__(self, slots: Tensor) -> None:
-        """`slots` is (S, P), two at least: one blend may be in use while the next is made."""
+    def __init__(self, slots: Tensor, asked: int | None = None) -> None:
+        """`slots` is (S, P), two at least: one blend may be in use while the next is made. `asked`: how many the
+        settings ask for, where memory had no room for all."""
         self.capacity = len(slots)
+        self.asked = asked or self.capacity
         self.slot_bytes = slots.shape[1] * slots.element_size()
         self.hits = self.misses = self.evictions = 0
         self._free: list[Tensor] = list(slots)
@@ -156,7 +158,7 @@ class MemoryTier:
         return True
 
     def counters(self) -> dict[str, int]:
-        """Uses since the process started; `slots` of `slot_bytes` each, `blends` of them filled."""
+        """Uses since the process started; `slots` of `slot_bytes` each, `blends` of them filled, `asked` wanted."""
         return {
             "hits": self.hits,
             "misses": self.misses,
@@ -164,5 +166,6 @@ class MemoryTier:
             "blends": len(self._blends),
             "kept": len(self._kept),
             "slots": self.capacity,
+            "asked": self.asked,
             "slot_bytes": self.slot_bytes,
         }

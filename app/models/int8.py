@@ -89,6 +89,11 @@ class Int8Copies:
         self._tokens: dict[int, tuple[str, int]] = {}
         self._copies: OrderedDict[int, tuple[str, Quantised]] = OrderedDict()
 
+    def clear(self) -> None:
+        """Let all copies go, for their memory; who is hot gets one anew."""
+        self._tokens.clear()
+        self._copies.clear()
+
     def of(self, fixed: Fixed, key: str, tokens: int) -> Fixed:
         """What is to run so many tokens on a vector that holds the blend of that key: its copy, or still itself."""
         place = fixed.section

@@ -10,17 +10,21 @@ row on its own finished blend, or mixed from the members.
 from __future__ import annotations
 
 import asyncio
+import logging
 import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from app.errors import Overloaded
+from app.errors import OutOfMemory, Overloaded, WorkerLost
 from app.models.tokens import Row
 from app.serving.blends import Weights
 from app.serving.compute import Compute, Unit, Vector
 from app.serving.histogram import ROWS, SECONDS, TOKENS, Histogram
+from app.serving.room import TokenBudget
+
+log = logging.getLogger(__name__)
 
 SHARE_TOKENS = 64
 """A batch is not split among free units below this: products of fewer tokens are slower for each."""
@@ -60,13 +64,23 @@ class _Job:
     started: float | None = None
 
 
+@dataclass
+class _Part:
+    """Rows of a batch that ran together: their logits and the seconds of the pass, or why there are none."""
+
+    batch: list[tuple[_Job, int]]
+    logits: list[bytes] = field(default_factory=list)
+    seconds: float = 0.0
+    error: Exception | None = None
+
+
 class Batcher:
     """Queues rows for the units of `compute`."""
 
     def __init__(self, compute: Compute, batch_tokens: int, max_rows: int, max_wait: float) -> None:
         """At most `max_rows` wait, and nobody comes in who would wait for longer than about `max_wait` seconds."""
         self._compute = compute
-        self._batch_tokens = batch_tokens
+        self.budget = TokenBudget(batch_tokens, least=SHARE_TOKENS)
         self._max_rows = max_rows
         self._max_wait = max_wait
         self._line: deque[_Job] = deque()
@@ -78,6 +92,7 @@ class Batcher:
         self.waiting_rows = 0
         self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
+        self.out_of_memory = 0
 
     async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
         """Logits of these rows under these weights. Raises `Overloaded` when the line is full."""
@@ -153,7 +168,7 @@ class Batcher:
         """The next rows in line: this unit's share of what waits, up to the budget and at least one row. Rows of
         callers who are gone are dropped."""
         share = -(-self._waiting_tokens // (1 + self._compute.idle))
-        budget = min(self._batch_tokens, max(share, SHARE_TOKENS))
+        budget = min(self.budget.tokens, max(share, SHARE_TOKENS))
         batch: list[tuple[_Job, int]] = []
         tokens, now = 0, time.perf_counter()
         while self._line:
@@ -180,21 +195,52 @@ class Batcher:
         for job, _ in batch:
             job.started = job.started or started
         try:
-            rows = [job.rows[index] for job, index in batch]
-            logits, seconds = await unit.forward(rows, [job.weights.operand for job, _ in batch])
-        except Exception as error:
-            for job, _ in batch:
-                if not job.done.done():
-                    job.done.set_exception(error)
-            return
+            parts = await self._forward(unit, batch)
         finally:
             self._compute.give_back(unit)
-        for (job, index), row in zip(batch, logits, strict=True):
+        for part in parts:
+            if part.error is None:
+                self._answer(part)
+            else:
+                _fail(part.batch, part.error)
+
+    async def _forward(self, unit: Unit, batch: list[tuple[_Job, int]]) -> list[_Part]:
+        """What the rows gave: at once, or, where they do not fit into memory, in halves, down to the one that does
+        not."""
+        rows = [job.rows[index] for job, index in batch]
+        tokens = sum(len(row) for row in rows)
+        try:
+            logits, seconds = await unit.forward(rows, [job.weights.operand for job, _ in batch])
+            return [_Part(batch, logits, seconds)]
+        except OutOfMemory:
+            self._note_shortage(tokens)
+        except WorkerLost as error:
+            self._note_shortage(tokens)  # what most often ends two workers in a row
+            return [_Part(batch, error=error)]
+        except Exception as error:
+            return [_Part(batch, error=error)]
+        if len(batch) == 1:
+            why = f"a text of {tokens} tokens does not fit into the memory that is free here now"
+            return [_Part(batch, error=OutOfMemory(why))]
+        middle = len(batch) // 2
+        return await self._forward(unit, batch[:middle]) + await self._forward(unit, batch[middle:])
+
+    def _note_shortage(self, tokens: int) -> None:
+        self.out_of_memory += 1
+        if self.budget.did_not_fit(tokens):
+            log.warning(
+                "a batch of %d tokens did not fit into memory and runs in halves; for now batches have at most %d",
+                *(tokens, self.budget.tokens),
+            )
+
+    def _answer(self, part: _Part) -> None:
+        """Results into their jobs."""
+        for (job, index), row in zip(part.batch, part.logits, strict=True):
             job.logits[index] = row
-        self._count(batch)
-        self.passes.note(seconds)
-        self._learn(seconds / self._compute.units / len(batch))
-        self._finish(batch)
+        self._count(part.batch)
+        self.passes.note(part.seconds)
+        self._learn(part.seconds / self._compute.units / len(part.batch))
+        self._finish(part.batch)
 
     def _count(self, batch: list[tuple[_Job, int]]) -> None:
         tokens = sum(len(job.rows[index]) for job, index in batch)
@@ -220,3 +266,9 @@ class Batcher:
         self._recent.append(seconds_per_row)
         if len(self._recent) >= FEW:
             self._seconds_per_row = statistics.median(self._recent)
+
+
+def _fail(batch: list[tuple[_Job, int]], error: Exception) -> None:
+    for job, _ in batch:
+        if not job.done.done():
+            job.done.set_exception(error)

@@ -12,21 +12,26 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from app.errors import OutOfMemory
 from app.models.classifier import Classifier, Mix
 from app.models.products import Fixed
 from app.models.tokens import Row
+from app.serving.room import did_not_fit
 from app.weights.arena import Share, Vectors
 from app.weights.methods import METHODS
+
+T = TypeVar("T")
 
 INT8_ROOM = 16
 """Vectors of which a machine keeps a copy in int8; each takes a quarter of the bytes of its linear layers."""
@@ -56,7 +61,14 @@ class Machine:
         self.vectors = [classifier.fixed(vector) for vector in (*classifier.arena.rows, *slots.rows)]
 
     def forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[bytes], float]:
-        """Logits of each row, (C,) as the bytes of float32, and the seconds that they took."""
+        """Logits of each row, (C,) as the bytes of float32, and the seconds that they took. Raises `OutOfMemory`."""
+        return self._within_memory(partial(self._forward, rows, operands))
+
+    def build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
+        """Write a blend into the slot of that number; gives the seconds that it took. Raises `OutOfMemory`."""
+        return self._within_memory(partial(self._build, method, weights, number))
+
+    def _forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[bytes], float]:
         started = time.perf_counter()
         tokens: Counter[Place | Mix] = Counter()
         for row, one in zip(rows, operands, strict=True):
@@ -74,8 +86,7 @@ class Machine:
         with torch.inference_mode():
             return self._int8.of(fixed, operand.key, tokens) if self._int8 else fixed
 
-    def build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
-        """Write a blend into the slot of that number; gives the seconds that it took."""
+    def _build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
         started = time.perf_counter()
         with torch.inference_mode():
             slot = self.vectors[number].vector
@@ -83,6 +94,19 @@ class Machine:
             if slot.is_cuda:
                 torch.cuda.synchronize()
         return time.perf_counter() - started
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except Exception as error:
+            if not did_not_fit(error):
+                raise
+        # Here and not in the handler: as long as that runs, its traceback holds the tensors of what failed.
+        if self._int8:
+            self._int8.clear()
+        if self.classifier.arena.rows.is_cuda:
+            torch.cuda.empty_cache()
+        raise OutOfMemory("memory is too short for this here; try again later, or ask for less at once")
 
 
 class Lane(Protocol):

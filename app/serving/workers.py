@@ -2,8 +2,9 @@
 
 They are forked from a server that has imported everything and run nothing, so that a worker starts in milliseconds
 and shares the libraries' memory. A worker sees the members and the slots of the service (`weights/pages.py`), so what
-crosses to it is tokens, numbers of vectors and logits. A worker that dies is replaced, and what it was asked for is
-asked again: nothing that a worker does is wrong when it is done twice.
+crosses to it is tokens, numbers of vectors and logits. A worker that dies, or that has stood still for so long that
+it must hang, is replaced, and what it was asked for is asked again: nothing that a worker does is wrong when it is done
+twice.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import logging
 import pickle
 import signal
+import time
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 
-from app.errors import WorkerLost
+from app.errors import TweenError, WorkerLost
 from app.models.classifier import Classifier
 from app.serving.compute import Machine
 from app.weights.arena import Vectors
@@ -29,6 +31,11 @@ log = logging.getLogger(__name__)
 
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
+
+HANG_SECONDS, HANG_TIMES = 30.0, 20
+"""A worker hangs that has not answered for so many seconds, and so many times what its longest answer took."""
+AT_ONCE = 64 * 1024
+"""Bytes that a pipe takes though nobody reads it yet; more are sent by a thread, as they may wait for the reader."""
 
 
 def prepare() -> None:
@@ -49,6 +56,8 @@ def work(connection: Connection, classifier: Classifier, slots: Vectors, threads
             return
         try:
             answer = serial, True, getattr(machine, name)(*arguments)
+        except TweenError as error:
+            answer = serial, False, error
         except Exception as error:
             answer = serial, False, f"{type(error).__name__}: {error}"
         try:
@@ -66,6 +75,7 @@ class WorkerLane:
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
         self._serial = self._restarts = 0
+        self._longest = 0.0
         self._answered: asyncio.Future[tuple[bool, Any]] = asyncio.get_running_loop().create_future()
 
     @property
@@ -81,21 +91,27 @@ class WorkerLane:
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
 
     async def call(self, name: str, *arguments: object) -> Any:
-        """What the worker's machine answers. Raises `WorkerLost` if two workers in a row die of the question."""
+        """What the worker's machine answers, or raises. `WorkerLost` if two workers in a row die of the question."""
         for _ in range(2):
             try:
                 if self._connection is None:
                     self._restarts += 1
                     log.warning("a worker process has died; another takes its place")
                     await self.start()
-                done, reply = await self._ask(name, arguments)
-            except (EOFError, OSError):
+                begun, patience = time.monotonic(), max(HANG_SECONDS, HANG_TIMES * self._longest)
+                async with asyncio.timeout(patience):
+                    done, reply = await self._ask(name, arguments)
+                self._longest = max(self._longest, time.monotonic() - begun)
+            except (EOFError, OSError) as error:
+                if isinstance(error, TimeoutError) and self._process is not None:
+                    log.warning("a worker process has not answered for %.0f s and is ended", patience)
+                    self._process.kill()
                 self._discard()
                 continue
-            if not done:
-                raise RuntimeError(f"a worker failed: {reply}")
-            return reply
-        raise WorkerLost("two worker processes died while they computed this; is there enough memory?")
+            if done:
+                return reply
+            raise reply if isinstance(reply, TweenError) else RuntimeError(f"a worker failed: {reply}")
+        raise WorkerLost("two worker processes died or hung while they computed this; is there enough memory?")
 
     async def close(self) -> None:
         process = self._process
@@ -109,7 +125,11 @@ class WorkerLane:
         assert self._connection is not None
         self._serial += 1
         self._answered = asyncio.get_running_loop().create_future()
-        self._connection.send_bytes(pickle.dumps((self._serial, name, arguments)))
+        question = pickle.dumps((self._serial, name, arguments))
+        if len(question) <= AT_ONCE:
+            self._connection.send_bytes(question)
+        else:
+            await asyncio.to_thread(self._connection.send_bytes, question)
         return await self._answered
 
     def _read(self) -> None:
