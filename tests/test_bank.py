@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -357,3 +359,42 @@ def test_a_bank_file_that_is_wrong_is_refused(tmp_path: Path, text: str, sentenc
 def test_variant_options_that_are_wrong_are_refused(option: str) -> None:
     with pytest.raises(BadBank, match="NAME=FOLDER|twice"):
         BankSpec.from_options("base", option.split(","))
+
+
+GONE = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from conftest import running
+from app.models.bank import BankSpec
+
+folder = Path(sys.argv[1])
+body = {"texts": "the refund came late", "recipe": "angry@0.3+polite@0.2", "cache": False}
+with running(BankSpec.from_toml(folder / "bank.toml"), workers=1, memory_tier_mib=16) as service:
+    before = service.client.post("/v1/predict", json=body).json()["predictions"]
+    for number, file in enumerate(sorted(folder.glob("*/*"))):
+        if number % 2:
+            os.truncate(file, 0)
+        else:
+            file.write_bytes(os.urandom(file.stat().st_size))  # the same file, other bytes
+    service.app.state.engine.compute._lanes[0]._process.kill()  # its successor has to do without the files, too
+    for recipe in ("angry@0.3+polite@0.2", "angry", "base", "polite@0.9"):
+        service.client.post("/v1/predict", json=body | {"recipe": recipe}).raise_for_status()
+    after = service.client.post("/v1/predict", json=body).json()["predictions"]
+    key = service.client.post("/v1/blends", json={"recipe": "angry@0.3"}).json()["key"]
+    assert len(service.client.get(f"/v1/blends/{key}/weights").content) > 10_000
+    assert before[0]["probabilities"] == after[0]["probabilities"]
+"""
+
+
+def test_files_that_are_truncated_or_overwritten_while_loaded_change_nothing(folders: Path, tmp_path: Path) -> None:
+    """In a process of its own: a mapping of a file that somebody truncates ends the process that touches it."""
+    shutil.copytree(folders, tmp_path / "bank")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GONE, str(tmp_path / "bank")],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import httpx
 import pytest
+from servers import free_port, until
 
-from app.api.logs import FORMATTERS, REQUEST_ID, Json
+from app.api import logs
+from app.api.logs import FORMATTERS, REQUEST_ID, Json, Unhurried
 from app.models.bank import BankSpec
 
 CANARY = "canary text of a customer"
@@ -86,3 +97,65 @@ def test_a_refusal_is_not_logged_with_what_was_sent(
     )
     assert 400 <= reply.status_code < 500
     assert not any(CANARY in line for line in kept.lines)
+
+
+def test_lines_that_nobody_takes_are_dropped_and_counted_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MOST_LINES", 10)
+    reader, writer = os.pipe()
+    handler = Unhurried(writer)
+    handler.setFormatter(Json())
+    for number in range(20_000):  # a pipe takes 64 KiB
+        handler.handle(record("line %d", number))
+    started = time.monotonic()
+    handler.flush()
+    assert time.monotonic() - started < 10
+    os.set_blocking(reader, False)
+    read = b""
+
+    def everything_is_there() -> bool:
+        nonlocal read
+        with contextlib.suppress(BlockingIOError):
+            read += os.read(reader, 1 << 16)
+        return read.endswith(b'"the end"}\n')
+
+    with pytest.raises(AssertionError):
+        until(everything_is_there, 0.5)
+    handler.handle(record("the end"))
+    until(everything_is_there)
+    said = [json.loads(line)["message"] for line in read.decode().splitlines()]
+    dropped = [int(line.split()[0]) for line in said if line.endswith("lines were dropped, as nobody took them")]
+    written = [int(line.split()[1]) for line in said if line.startswith("line ")]
+    assert written == sorted(written) and sum(dropped) == 20_000 - len(written) > 10_000
+    os.close(reader)
+    handler.handle(record("nobody is there any more"))
+    handler.flush()
+
+
+def test_a_service_whose_log_nobody_reads_goes_on_and_leaves_when_told(spec: BankSpec, folders: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "app", "serve", "--bank", str(folders / "bank.toml")]
+    environ = os.environ | {"TWEEN_DRAIN_S": "0", "TWEEN_WORKERS": "0", "TWEEN_MEMORY_TIER_MIB": "16"}
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen([*command, "--port", str(port)], stderr=writer, env=environ)
+    os.close(writer)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+
+            def is_ready() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return client.get("/readyz").status_code == 200
+                return False
+
+            until(is_ready, 60)
+            for number in range(100):  # each is told in the log
+                client.put("/v1/aliases/prod", json={"recipe": f"angry@0.{number + 1}"}).raise_for_status()
+            assert client.post("/v1/predict", json={"texts": "late again"}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        read = os.read(reader, 8192)
+        assert b"prod: version 1," in read and b"prod: version 99," not in read, "the pipe was full"
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)

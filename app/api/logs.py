@@ -1,17 +1,31 @@
 """Lines of the log, for people or for machines, each with the ids of the request that it belongs to and of its trace.
 
 Nothing here knows what callers send: a line holds what the code says, and no texts.
+
+A thread writes the lines. Standard error may be a pipe that nobody reads any more, or a file on a full disk: a log that
+waited for it would stand in the event loop, and the service with it. So what does not fit into a short line of waiting
+ones is dropped, and how many were is said as soon as lines can be written again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import queue
+import sys
+import threading
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
 Format = Literal["human", "json"]
+
+MOST_LINES = 5_000
+"""Lines that may wait to be written."""
+LAST_LINES_SECONDS = 1.0
+"""How long the end of the process waits for what is still to be written."""
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that is being answered; empty outside of one."""
@@ -54,8 +68,56 @@ class Json(logging.Formatter):
 FORMATTERS: dict[Format, type[logging.Formatter]] = {"human": Human, "json": Json}
 
 
+class Unhurried(logging.Handler):
+    """Gives lines to a thread that writes them to a file; nobody who logs waits for that."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(MOST_LINES)
+        self._dropped = 0
+        threading.Thread(target=self._write_on, name="tween-log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record))  # here, where it is known whose request this is
+        except queue.Full:
+            self._dropped += 1
+        except Exception:  # a line that cannot be formatted is logging's own to complain about
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until everything is written, but not for long. Called at the end of the process."""
+        deadline = time.monotonic() + LAST_LINES_SECONDS
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _write_on(self) -> None:
+        told = lost = 0
+        while True:
+            line = self._lines.get()
+            missing = self._dropped - told + lost
+            if missing:
+                said = {"msg": f"{missing} lines were dropped, as nobody took them", "levelname": "WARNING"}
+                line = f"{self.format(logging.makeLogRecord({'name': __name__, **said}))}\n{line}"
+            if self._written(f"{line}\n".encode(errors="replace")):
+                told, lost = told + missing - lost, 0
+            else:
+                lost += 1
+            self._lines.task_done()
+
+    def _written(self, data: bytes) -> bool:
+        """Past Python's own buffer: a thread that held its lock for ever would be in the way of the process's end."""
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:  # nobody reads, or the disk is full
+            return False
+        return True
+
+
 def write_logs(level: str, kind: Format) -> None:
     """Have everything that this process logs from `level` on written to standard error."""
-    handler = logging.StreamHandler()
+    handler = Unhurried(sys.stderr.fileno())
     handler.setFormatter(FORMATTERS[kind]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
