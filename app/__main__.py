@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from app.search.local import LocalProvider
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""What a disk says that takes no files."""
+
 HELLO = """
 The demo will answer on {url} in a moment (documentation: {url}/docs). For example:
 
@@ -38,6 +42,11 @@ def main() -> None:
         status = options.run(options)
     except TweenError as error:
         print(f"tween: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"tween: {error.filename or 'a file could not be written'}: {error.strerror}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         status = 130

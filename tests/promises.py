@@ -2,26 +2,18 @@
 
     python -m tests.promises [NAME ...]
 
-Prints the table of docs/reliability.md and fails if a promise is not kept. Three pods share one redis-server and stand
-behind an HAProxy, which is what a Service of Kubernetes does for them; it has to be installed (Debian: haproxy).
+Prints the table of docs/reliability.md and fails if a promise is not kept. A scenario whose tools are missing
+(HAProxy, faketime, the right to mount) says so in its row.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import random
-import shutil
 import signal
-import statistics
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from transformers import BertConfig
@@ -29,235 +21,23 @@ from transformers import BertConfig
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pico  # noqa: E402
-from servers import Server, free_port  # noqa: E402
+from faults import another_bank, full_disk, jumping_clock  # noqa: E402
+from fleet import (  # noqa: E402
+    Absent,
+    Connection,
+    Outcome,
+    Seen,
+    at_a_rate,
+    body_of,
+    during,
+    one_after_the_other,
+    pod,
+    three_pods,
+    timed,
+)
 
 LONG = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
 TOKENS = 512
-PROXY = """
-global
-    maxconn 4000
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 30s
-    timeout server 30s
-    retries 2
-    option redispatch
-    retry-on conn-failure empty-response
-frontend all
-    bind 127.0.0.1:{port}
-    default_backend pods
-backend pods
-    balance leastconn
-    option httpchk GET /readyz
-    http-check expect status 200
-    default-server inter 200ms fall 1 rise 1
-"""
-
-
-@dataclass
-class Seen:
-    """What callers met: seconds of answers by status; 0 stands for a connection that broke."""
-
-    seconds: dict[int, list[float]] = field(default_factory=dict)
-
-    def add(self, status: int, seconds: float) -> None:
-        self.seconds.setdefault(status, []).append(seconds)
-
-    @property
-    def count(self) -> Counter[int]:
-        return Counter({status: len(seconds) for status, seconds in self.seconds.items()})
-
-    def p99(self, status: int = 200) -> float:
-        return statistics.quantiles(self.seconds[status], n=100)[98]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A promise, what was seen, and whether that keeps it."""
-
-    promise: str
-    seen: str
-    kept: bool
-
-
-# -- callers -------------------------------------------------------------------------------------------
-
-
-class Connection:
-    """One connection that is opened when it is needed, and again when it broke."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, method: str, path: str, body: bytes = b"") -> int:
-        """The status of the answer; 0 if the connection broke before there was one."""
-        used = self._streams is not None
-        status = await self._ask(method, path, body)
-        # A server may close a connection that was idle for seconds; every client then takes a new one.
-        return await self._ask(method, path, body) if status == 0 and used else status
-
-    async def _ask(self, method: str, path: str, body: bytes) -> int:
-        try:
-            if self._streams is None:
-                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-            reader, writer = self._streams
-            head = (
-                f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            )
-            writer.write(head.encode() + b"\r\n\r\n" + body)
-            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-            await reader.readexactly(int(answer.partition(b"content-length:")[2].split(b"\r\n")[0]))
-            if b"connection: close" in answer:
-                self.close()
-            return int(answer.split()[1])
-        except (OSError, asyncio.IncompleteReadError):
-            self.close()
-            return 0
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-        self._streams = None
-
-
-async def timed(connection: Connection, seen: Seen, method: str, path: str, body: bytes = b"") -> None:
-    started = time.perf_counter()
-    status = await connection.ask(method, path, body)
-    seen.add(status, time.perf_counter() - started)
-
-
-async def one_after_the_other(port: int, body: Callable[[], bytes], callers: int, stop: asyncio.Event) -> Seen:
-    """A closed loop: each caller asks as soon as he was answered."""
-    seen = Seen()
-
-    async def caller() -> None:
-        connection = Connection(port)
-        while not stop.is_set():
-            await timed(connection, seen, "POST", "/v1/predict", body())
-        connection.close()
-
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    return seen
-
-
-async def at_a_rate(port: int, body: Callable[[], bytes], per_second: float, seconds: float) -> Seen:
-    """An open loop: requests come as they do from many people (Poisson), however slow the answers are."""
-    seen, free, asked = Seen(), [], []
-    chooser, ends = random.Random(5), time.perf_counter() + seconds
-    due = time.perf_counter()
-
-    async def ask() -> None:
-        connection = free.pop() if free else Connection(port)
-        await timed(connection, seen, "POST", "/v1/predict", body())
-        free.append(connection)
-
-    while due < ends:
-        due += chooser.expovariate(per_second)
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asked.append(asyncio.create_task(ask()))
-    await asyncio.gather(*asked)
-    for connection in free:
-        connection.close()
-    return seen
-
-
-async def during(work: Awaitable[None], port: int, body: Callable[[], bytes], callers: int) -> Seen:
-    """What a closed loop meets while something happens, and a second before and after."""
-    stop = asyncio.Event()
-    load = asyncio.create_task(one_after_the_other(port, body, callers, stop))
-    await asyncio.sleep(1)
-    await work
-    await asyncio.sleep(1)
-    stop.set()
-    return await load
-
-
-def body_of(tokens: int) -> Callable[[], bytes]:
-    chooser = random.Random(3)
-
-    def body() -> bytes:
-        words = " ".join(chooser.choices(pico.WORDS, k=tokens))
-        return json.dumps({"texts": words, "recipe": "angry@0.4", "cache": False}).encode()
-
-    return body
-
-
-# -- pods ----------------------------------------------------------------------------------------------
-
-
-class Pod:
-    """A service in a process of its own."""
-
-    def __init__(self, bank: Path, settings: Mapping[str, str]) -> None:
-        self.port = free_port()
-        self._command = [sys.executable, "-W", "ignore", "-m", "app", "serve", "--bank", str(bank)]
-        self._settings = settings
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        environ = {**os.environ, "TWEEN_LOG_LEVEL": "error", **self._settings}
-        self.process = await asyncio.create_subprocess_exec(*self._command, "--port", str(self.port), env=environ)
-        connection = Connection(self.port)
-        while await connection.ask("GET", "/readyz") != 200:
-            assert self.process.returncode is None, "the service ended"
-            await asyncio.sleep(0.1)
-        connection.close()
-
-    def send(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        assert self.process is not None
-        return await self.process.wait()
-
-    async def stop(self) -> None:
-        if self.process is not None and self.process.returncode is None:
-            self.process.kill()
-            await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def pod(bank: Path, **settings: str) -> AsyncIterator[Pod]:
-    one = Pod(bank, settings)
-    try:
-        await one.start()
-        yield one
-    finally:
-        await one.stop()
-
-
-@contextlib.asynccontextmanager
-async def three_pods(folder: Path, **settings: str) -> AsyncIterator[tuple[int, list[Pod]]]:
-    """The port of a proxy, and the pods behind it."""
-    bank = pico.write_bank(folder, "bert") / "bank.toml"
-    binary = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-    assert binary is not None, "haproxy is not installed (Debian: apt-get install haproxy)"
-    redis, port = Server(folder), free_port()
-    pods = [Pod(bank, {"TWEEN_WORKERS": "0", "REDIS_URL": redis.url, **settings}) for _ in range(3)]
-    servers = "".join(f"    server pod{n} 127.0.0.1:{one.port} check\n" for n, one in enumerate(pods))
-    (folder / "haproxy.cfg").write_text(PROXY.format(port=port) + servers)
-    proxy = None
-    try:
-        await asyncio.gather(*(one.start() for one in pods))
-        proxy = await asyncio.create_subprocess_exec(binary, "-q", "-f", str(folder / "haproxy.cfg"))
-        connection = Connection(port)
-        while await connection.ask("GET", "/livez") != 200:
-            await asyncio.sleep(0.1)
-        await asyncio.sleep(0.5)
-        yield port, pods
-    finally:
-        if proxy is not None:
-            proxy.kill()
-            await proxy.wait()
-        for one in pods:
-            await one.stop()
-        redis.kill()
-
-
-# -- promises ------------------------------------------------------------------------------------------
 
 
 def long_texts(folder: Path) -> Path:
@@ -371,6 +151,9 @@ PROMISES: dict[str, Callable[[Path], Awaitable[list[Outcome]]]] = {
     "overload": overload,
     "killed": killed,
     "rolling": rolling,
+    "bank": another_bank,
+    "disk": full_disk,
+    "clock": jumping_clock,
 }
 
 
@@ -379,7 +162,12 @@ def main() -> None:
     broken = 0
     for name in sys.argv[1:] or PROMISES:
         with tempfile.TemporaryDirectory() as folder:
-            for outcome in asyncio.run(PROMISES[name](Path(folder))):
+            try:
+                outcomes = asyncio.run(PROMISES[name](Path(folder)))
+            except Absent as reason:
+                print(f"| {name} | not tried: {reason} | |", flush=True)
+                continue
+            for outcome in outcomes:
                 print(f"| {outcome.promise} | {outcome.seen} | {'yes' if outcome.kept else '**no**'} |", flush=True)
                 broken += not outcome.kept
     sys.exit(min(broken, 1))

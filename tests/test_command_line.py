@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -14,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pico
 import pytest
+from faults import fill, tiny_disk
+from fleet import Absent
 from servers import until
 
 from app import __version__
@@ -169,6 +173,23 @@ def test_a_port_that_is_taken_is_said(folders: Path) -> None:
         taken.listen()
         done = tween("serve", "--base", str(folders / "base"), "--port", str(taken.getsockname()[1]))
     assert done.returncode != 0 and "address already in use" in done.stderr
+
+
+def test_a_full_disk_is_one_sentence(folders: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.csv"
+    rows = [f"{pico.WORDS[number % 30]} order,{pico.LABELS[number % 3]}" for number in range(30)]
+    texts.write_text("\n".join(["text,label", *rows]))
+    arguments = ["sweep", str(texts), "--bank", str(folders / "bank.toml"), "--variant", "angry"]
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = stack.enter_context(tiny_disk(tmp_path / "disk"))
+        except Absent as reason:
+            pytest.skip(str(reason))
+        (disk / "out").mkdir()
+        fill(disk)
+        done = tween(*arguments, "--out", str(disk / "out"), HOME=str(tmp_path))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search("^tween: .*: No space left on device$", done.stderr, re.MULTILINE)
 
 
 def test_fetch_names_each_member_and_the_folder_that_serves_it(folders: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_batch_that_does_not_fit_runs_in_halves_and_the_next_ones_are_smaller(
 
     with caplog.at_level(logging.WARNING):
         with_a_worker(bank, scenario)
-    told = [record.getMessage() for record in caplog.records if "did not fit into memory" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "memory was too short" in record.getMessage()]
     assert 1 <= len(told) <= 20 and "for now batches have at most" in told[-1]
 
 

@@ -80,7 +80,7 @@ class EngineMetrics(Collector):
         yield CounterMetricFamily("tween_refused", "requests refused because the queue was full", value=batcher.refused)
         yield GaugeMetricFamily("tween_waiting_rows", "texts that wait for a forward pass", value=batcher.waiting_rows)
         yield CounterMetricFamily(
-            "tween_out_of_memory", "passes that did not fit into memory and ran in halves", value=batcher.out_of_memory
+            "tween_out_of_memory", "passes that memory was too short for", value=batcher.out_of_memory
         )
         yield GaugeMetricFamily(
             "tween_batch_token_limit",

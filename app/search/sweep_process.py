@@ -162,14 +162,19 @@ def result_of(found: Findings) -> dict[str, Any]:
 
 
 def _files(found: Findings) -> Mapping[str, bytes]:
-    """The report; where there is nothing to draw with, its figures."""
-    with tempfile.TemporaryDirectory(prefix="tween-sweep-") as name:
-        folder = Path(name)
-        try:
-            report.write(found, folder)
-        except TweenError as error:
-            found.warnings.append(str(error))
-        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
+    """The report; where there is nothing to draw with, its figures. Where the disk takes no files there are none: the
+    answer is in memory, and is worth more than its pictures."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="tween-sweep-") as name:
+            folder = Path(name)
+            try:
+                report.write(found, folder)
+            except TweenError as error:
+                found.warnings.append(str(error))
+            return {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
+    except OSError as error:
+        found.warnings.append(f"there is no report, as the disk for temporary files refuses it: {error.strerror}")
+        return {}
 
 
 def main() -> None:

@@ -229,7 +229,7 @@ class Batcher:
         self.out_of_memory += 1
         if self.budget.did_not_fit(tokens):
             log.warning(
-                "a batch of %d tokens did not fit into memory and runs in halves; for now batches have at most %d",
+                "memory was too short for a batch of %d tokens; for now batches have at most %d",
                 *(tokens, self.budget.tokens),
             )
 
