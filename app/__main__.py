@@ -243,7 +243,7 @@ def _run(settings: Settings, spec: BankSpec | PublishedBank) -> int:
     from app.api.logs import write_logs
     from app.main import create_app, create_server
 
-    write_logs(settings.log_level, settings.log_format)
+    written = write_logs(settings.log_level, settings.log_format)
     failures: list[Exception] = []
 
     def on_failure(error: Exception) -> None:
@@ -254,6 +254,7 @@ def _run(settings: Settings, spec: BankSpec | PublishedBank) -> int:
     server = create_server(settings, app)
     server.run()
     if failures:
+        written.flush()  # this sentence is the last line
         print(f"tween: {failures[0]}", file=sys.stderr)
         return 2
     return 0

@@ -116,8 +116,9 @@ class Unhurried(logging.Handler):
         return True
 
 
-def write_logs(level: str, kind: Format) -> None:
-    """Have everything that this process logs from `level` on written to standard error."""
+def write_logs(level: str, kind: Format) -> logging.Handler:
+    """Have everything that this process logs from `level` on written to standard error, by what is given back."""
     handler = Unhurried(sys.stderr.fileno())
     handler.setFormatter(FORMATTERS[kind]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    return handler

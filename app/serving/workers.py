@@ -103,10 +103,9 @@ class WorkerLane:
                     done, reply = await self._ask(name, arguments)
                 self._longest = max(self._longest, time.monotonic() - begun)
             except (EOFError, OSError) as error:
-                if isinstance(error, TimeoutError) and self._process is not None:
+                if isinstance(error, TimeoutError):
                     log.warning("a worker process has not answered for %.0f s and is ended", patience)
-                    self._process.kill()
-                self._discard()
+                self._end()
                 continue
             if done:
                 return reply
@@ -129,7 +128,11 @@ class WorkerLane:
         if len(question) <= AT_ONCE:
             self._connection.send_bytes(question)
         else:
-            await asyncio.to_thread(self._connection.send_bytes, question)
+            try:
+                await asyncio.to_thread(self._connection.send_bytes, question)
+            except asyncio.CancelledError:
+                self._end()  # half a question lies in the pipe
+                raise
         return await self._answered
 
     def _read(self) -> None:
@@ -146,6 +149,12 @@ class WorkerLane:
         # An answer to a caller who was cancelled meanwhile comes before the one that is waited for.
         if serial == self._serial and not self._answered.done():
             self._answered.set_result((done, reply))
+
+    def _end(self) -> None:
+        """Whatever is left of the worker."""
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+        self._discard()
 
     def _discard(self) -> None:
         if self._connection is not None:
