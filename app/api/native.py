@@ -232,6 +232,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         429: "too many texts are waiting; see Retry-After",
         503: "the bank is still being loaded",
         504: "the deadline in X-Request-Timeout has passed",
+        507: "a text does not fit into the memory that is free",
     }.items()
 }
 
