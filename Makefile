@@ -29,6 +29,7 @@ bench: .venv/dev .venv/bench
 soak: .venv/dev
 	$(BIN)/python -m tests.soak
 
+# About six minutes. Debian's haproxy and faketime, and root (to mount a small disk); what is missing is said in its row.
 chaos: .venv/dev
 	$(BIN)/python -m pytest tests/test_chaos.py
 	$(BIN)/python -m tests.promises

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import sys
+import tempfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +16,7 @@ import pytest
 from synthetic import LINE, Synthetic, drawn
 
 from app.errors import BadData
-from app.search import report
+from app.search import report, sweep_process
 from app.search.evidence import findings
 from app.search.findings import Findings
 from app.search.passes import MemoryStore, Passes
@@ -109,3 +111,15 @@ def test_a_sweep_without_matplotlib_says_what_is_missing(
     with pytest.raises(BadData, match=r"pictures need matplotlib \(pip install 'tween\[sweep\]'\)"):
         report.write(found, tmp_path)
     assert (tmp_path / "results.json").is_file(), "what was computed is not lost"
+
+
+def test_where_the_disk_takes_no_files_the_findings_are_kept_and_say_so(
+    found: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(sweep_process._files(found)) >= {"results.json", "report.html", "curve.svg"}
+    told = replace(found, warnings=[])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert sweep_process._files(told) == {}
+    assert told.warnings == [
+        "there is no report, as the disk for temporary files refuses it: No such file or directory"
+    ]
