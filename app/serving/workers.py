@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import pickle
 import signal
 import time
@@ -89,6 +90,7 @@ class WorkerLane:
         theirs.close()
         self._process, self._connection = process, ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
+        os.set_blocking(ours.fileno(), True)  # uvloop has made it another, and then a long question does not go through
 
     async def call(self, name: str, *arguments: object) -> Any:
         """What the worker's machine answers, or raises. `WorkerLost` if two workers in a row die of the question."""
