@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 
 import pytest
+from collector import Collector, collecting
 from conftest import running
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from servers import free_port
 
 from app.api.logs import Json
+from app.api.tracing import Tracer
 from app.models.bank import BankSpec
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -26,46 +27,10 @@ TEXT = "canary text of a customer"
 ASK = {"texts": TEXT, "recipe": "angry@0.4"}
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes batches of spans."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Taking)
-        self.resources: list[dict[str, str]] = []
-        self.spans: list[Span] = []
-        self.raw = b""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Taking(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        assert self.path == "/v1/traces"
-        self.server.raw += body
-        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.server.resources.append({a.key: a.value.string_value for a in group.resource.attributes})
-            self.server.spans += [span for scope in group.scope_spans for span in scope.spans]
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    made = Collector()
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with collecting() as made:
+        yield made
 
 
 class Kept(logging.Handler):
@@ -126,13 +91,17 @@ def test_a_request_is_a_span_of_its_caller_s_trace_with_its_parts(
     assert collector.resources[0]["service.name"] == "tween" and TEXT.encode() not in collector.raw
 
 
-@pytest.mark.parametrize("collector", ["gone", "silent"])
-def test_a_dead_collector_costs_no_request_and_little_of_the_end(
-    collector: str, spec: BankSpec, redis_url: str
-) -> None:
+@contextmanager
+def dead_collector(kind: str) -> Iterator[str]:
+    """The address of one that is gone, or that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = free_port() if collector == "gone" else silent.getsockname()[1]
-        options = {"redis_url": redis_url, "memory_tier_mib": 16, "otlp_endpoint": f"http://127.0.0.1:{port}"}
+        yield f"http://127.0.0.1:{free_port() if kind == 'gone' else silent.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("kind", ["gone", "silent"])
+def test_a_dead_collector_costs_no_request_and_little_of_the_end(kind: str, spec: BankSpec, redis_url: str) -> None:
+    with dead_collector(kind) as url:
+        options = {"redis_url": redis_url, "memory_tier_mib": 16, "otlp_endpoint": url}
         with running(spec, **options) as service:
             started = time.monotonic()
             replies = [service.client.post("/v1/predict", json=ASK) for _ in range(600)]  # more than a batch
@@ -141,6 +110,22 @@ def test_a_dead_collector_costs_no_request_and_little_of_the_end(
             leaving = time.monotonic()
         assert time.monotonic() - leaving < 10
     assert asked < 60
+
+
+@pytest.mark.parametrize("kind", ["gone", "silent"])
+def test_what_a_dead_collector_never_takes_is_given_up_within_a_second(kind: str) -> None:
+    """The best of three, so that a busy machine does not count."""
+
+    async def close_with_spans_left() -> float:
+        tracer = Tracer(url, "1")
+        for _ in range(2000):  # nearly as many as the queue holds, and four batches
+            tracer.begin({"method": "GET", "headers": []}).end()
+        started = time.monotonic()
+        await tracer.close()
+        return time.monotonic() - started
+
+    with dead_collector(kind) as url:
+        assert min(asyncio.run(close_with_spans_left()) for _ in range(3)) < 1
 
 
 WITHOUT = """

@@ -29,7 +29,11 @@ from app.spans import SPANS
 from app.spans import Span as Part
 
 SEND_SECONDS = 1.0
-"""For a collector to take a batch, and for the last batch when the service leaves."""
+"""For a collector to take a batch."""
+
+LAST_SECONDS = 0.5
+"""For what is left when the service leaves. A collector that lives takes that in milliseconds; for one that does not,
+the SDK would wait and ask again."""
 
 SPAN_CONTEXT = TraceContextTextMapPropagator()
 
@@ -67,10 +71,11 @@ class Tracer:
         return Tracing(app, self, direct)
 
     async def close(self) -> None:
-        """Send what is left, if the collector takes it at once."""
+        """Send what is left, if the collector takes it at once. The thread that still tries after that ends with the
+        process."""
         closing = threading.Thread(target=self._provider.shutdown, name="tween-spans", daemon=True)
         closing.start()
-        await asyncio.to_thread(closing.join, SEND_SECONDS)
+        await asyncio.to_thread(closing.join, LAST_SECONDS)
 
 
 class Tracing:
