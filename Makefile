@@ -43,7 +43,7 @@ fuzz: .venv/dev
 # What the image installs, with hashes and without addresses; torch and what only torch with CUDA needs, apart.
 lock: .venv/dev
 	echo '$(firstword $(TORCH))' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-emit-index-url --constraints /dev/stdin --extra demo --extra sweep pyproject.toml \
+	  --no-header --no-emit-index-url --constraints /dev/stdin --extra demo --extra sweep --extra otel pyproject.toml \
 	  | awk '/^[a-z]/ { file = /^(torch|triton|cuda-|nvidia-)/ ? "requirements-cuda.lock" : "requirements.lock" } { print > file }'
 
 # The alerts for Prometheus' operator, from the file that everybody else reads.

@@ -38,6 +38,7 @@ PERMISSIVE = {
 }
 """Licences, by their SPDX names, that any package may have."""
 OTHER_WORDS = {
+    "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0 License": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception": "Apache-2.0",
@@ -49,6 +50,7 @@ OTHER_WORDS = {
 """What packages write instead of the SPDX name."""
 EXCEPTIONS = {
     "tqdm": "MPL-2.0 AND MIT",  # copyleft by file: its own files are used as they are
+    "certifi": "Mozilla Public License 2.0 (MPL 2.0)",  # the same, and its files are a list of certificates
 }
 """Packages with another licence that was looked at, and that licence: a new one is looked at again."""
 ELSEWHERE = {

@@ -4,8 +4,9 @@
 
 Needs root and Debian's packages below. The base image is a Debian made by mmdebstrap, buildah builds on it in a
 chroot, and podman runs the result by runc: read-only, without capabilities or new privileges, under seccomp and a limit
-of memory. The pod is the Deployment of k8s/base, played by podman. Prints what was done and how long it took, and ends
-at the first thing that is not as it must be. Images stay, so that a second run builds only what changed.
+of memory, with a collector of traces that its spans must reach. The pod is the Deployment of k8s/base, which podman
+plays. Prints what was done and how long it took, and ends at the first thing that is not as it must be. Images stay, so
+that a second run builds only what changed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import httpx  # noqa: E402
 import pico  # noqa: E402
 import yaml  # noqa: E402
+from collector import Collector, collecting  # noqa: E402
 from kustomize import ROOT, rendered  # noqa: E402
 from servers import free_port  # noqa: E402
 
@@ -100,7 +102,8 @@ def main() -> None:
             build()
         print(f"  {run('podman', 'image', 'inspect', IMAGE, '--format', '{{.Size}}').strip()} bytes")
         with step("container"):
-            try_container(bank)
+            with collecting() as collector:
+                try_container(bank, collector)
         with step("pod"):
             try_pod(folder, bank)
 
@@ -151,11 +154,12 @@ def build() -> None:
     print(run("buildah", "build", *options, "--target=serve", f"--tag={IMAGE}", ".")[-300:])
 
 
-def try_container(bank: Path) -> None:
+def try_container(bank: Path, collector: Collector) -> None:
     port = free_port()
     name = f"tween-trial-{port}"
     options = [f"--name={name}", "--network=host", f"--env=TWEEN_PORT={port}", f"--volume={bank}:/bank:ro"]
-    run("podman", "run", "--detach", *CONFINED, *options, IMAGE)
+    traced = f"--env=OTEL_EXPORTER_OTLP_ENDPOINT={collector.url}"
+    run("podman", "run", "--detach", *CONFINED, *options, traced, IMAGE)
     try:
         with serving(port, name) as client:
             predict(client)
@@ -164,6 +168,8 @@ def try_container(bank: Path) -> None:
         run("podman", "stop", "--time=45", name)
         status = run("podman", "inspect", name, "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}").strip()
         expect(status == "0 false", f"ends by SIGTERM with status 0: {status}")
+        names = {span.name for span in collector.spans}
+        expect({"POST /v1/predict", "forward"} <= names, f"spans have come by then: {sorted(names)}")
     finally:
         run("podman", "rm", "--force", "--time=0", name, check=False)
 

@@ -47,7 +47,7 @@ def test_the_lock_holds_what_the_project_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     versions = locked(LOCKS[0]) | locked(LOCKS[1])
-    for line in [*project["dependencies"], *extras["demo"], *extras["sweep"]]:
+    for line in [*project["dependencies"], *extras["demo"], *extras["sweep"], *extras["otel"]]:
         needed = Requirement(line)
         have = versions.get(canonicalize_name(needed.name), set())
         assert have and all(version in needed.specifier for version in have), f"make lock: {line}, locked: {have}"
