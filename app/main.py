@@ -38,6 +38,7 @@ from app.api import (
     specification,
     spectrum,
     sweep_routes,
+    text_log,
     traffic,
 )
 from app.api.connection import Patience
@@ -149,6 +150,9 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     problems.install(app)
     specification.install(app)
     app.add_middleware(direct.Direct, handlers=native.DIRECT)  # the innermost: what follows is around it
+    if settings.log_texts:
+        log.warning("TWEEN_LOG_TEXTS: texts of callers stand in the log")
+        app.add_middleware(text_log.TextLog)
     app.add_middleware(deadlines.Deadlines)
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
     if settings.api_keys is not None:

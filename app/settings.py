@@ -79,6 +79,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     sweep_ttl_s: int = Field(7 * 24 * 3600, gt=0, description="how long a sweep and its logits stay in Redis, s")
     log_format: Literal["human", "json"] = Field("human", description="lines of the log: human, or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_texts: bool = Field(False, description="whether the log shows texts of requests, cut short, to find a fault")
     otlp_endpoint: str | None = Field(
         None,
         description="collector of traces (OTLP over HTTP), such as http://collector:4318; without it, none are made",
