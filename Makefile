@@ -37,7 +37,8 @@ chaos: .venv/dev
 # Longer than in `make test`, and what reads untrusted bytes under atheris, which has wheels for Linux alone.
 fuzz: .venv/dev
 	$(BIN)/python -m pip install --quiet 'atheris>=3,<4'
-	TWEEN_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_against_models.py
+	TWEEN_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_against_models.py \
+	  tests/test_blends_against_a_model.py
 	$(BIN)/python -m tests.fuzz
 
 # What the image installs, with hashes and without addresses; torch and what only torch with CUDA needs, apart.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,25 +11,16 @@ from typing import Any
 import httpx
 import pytest
 from conftest import running
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis import Redis
 from servers import until
+from steady import STEADY
 
 from app.experiments.assignment import assign
 from app.experiments.experiment import Experiment
 from app.models.bank import BankSpec
 
-EXAMPLES = int(os.environ.get("TWEEN_FUZZ_EXAMPLES", "5"))
-STEADY = settings(
-    max_examples=2 * EXAMPLES,
-    stateful_step_count=20,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 REMEMBERED = 20
 """Versions of an alias, the present one included."""
 SPELLINGS = {
