@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 
 import pytest
+import yaml
 from kustomize import ROOT, tool
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -107,3 +108,12 @@ def test_the_composed_service_sets_settings_that_exist() -> None:
     environment = composed()["services"]["tween"]["environment"]
     names = {name for name in environment if not name.startswith("OTEL_")}
     assert names <= {variable(field) for field in Settings.model_fields}
+
+
+def test_traces_go_where_the_composed_collector_takes_them() -> None:
+    """The service speaks OTLP over HTTP, which has a port of its own."""
+    told = yaml.safe_load((ROOT / "compose" / "collector.yml").read_text(encoding="utf-8"))
+    port = told["receivers"]["otlp"]["protocols"]["http"]["endpoint"].rpartition(":")[2]
+    for name in ("docker-compose.yml", "docs/deploy.md", "docs/runbook.md", "README.md"):
+        named = re.findall(r"http://collector:(\d+)", (ROOT / name).read_text(encoding="utf-8"))
+        assert set(named) == {port}, name
