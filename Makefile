@@ -14,8 +14,9 @@ BIN := .venv/bin
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
 
+# Three files of tests at a time: much of what they do is waiting for processes that start and servers that die.
 test: lint .venv/policy/bin/checkov .venv/debian
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

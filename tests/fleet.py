@@ -32,6 +32,7 @@ defaults
     timeout connect 2s
     timeout client 30s
     timeout server 30s
+    timeout check 2s
     retries 2
     option redispatch
     retry-on conn-failure empty-response

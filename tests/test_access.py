@@ -155,6 +155,7 @@ def test_keys_may_be_json(tmp_path: Path) -> None:
         (f'[[keys]]\nname = "a"\nrole = "predict"\nsha256 = "{SHOP}"', "keys.0.sha256"),
         ("[[", "neither TOML"),
     ],
+    ids=["no table", "a name with a space", "no such role", "a key and not its digest", "no TOML"],
 )
 def test_a_wrong_file_of_keys_is_refused_at_the_start(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "keys.toml"

@@ -1,6 +1,7 @@
 """Lines of the log, for people or for machines, each with the ids of the request that it belongs to and of its trace.
 
-Nothing here knows what callers send: a line holds what the code says, and no texts.
+Nothing here knows what callers send: a line holds what the code says, and no texts. (`text_log.py` tells those,
+where an operator asks for it.)
 
 A thread writes the lines. Standard error may be a pipe that nobody reads any more, or a file on a full disk: a log that
 waited for it would stand in the event loop, and the service with it. So what does not fit into a short line of waiting
