@@ -58,6 +58,7 @@ def test_workers_give_the_numbers_of_one_process_and_a_killed_ones_part_is_taken
         TWEEN_SWEEP_RUNNER="taskiq", TWEEN_MEMORY_TIER_MIB="16",
     )  # fmt: skip
     with ready(server, port) as client:
+        until(lambda: _workers(redis) == 2, seconds=60)  # else one of them may have done it all before the other came
         asked = {"datasets": [{"name": "own", "data": DATA}], "variant": "angry", "grid": GRID}
         url = client.post("/v1/sweeps", json=asked).raise_for_status().headers["location"]
         until(lambda: len(redis.keys("tween:sweep-logits:*")) > 3, seconds=60)
@@ -73,6 +74,11 @@ def test_workers_give_the_numbers_of_one_process_and_a_killed_ones_part_is_taken
         assert ended(client, another, seconds=120)["status"] == "done"
         until(lambda: redis.xpending("tween:sweep-tasks", "tween:sweep-workers")["pending"] == 0, seconds=30)
     assert second.poll() is None
+
+
+def _workers(redis: Redis) -> int:
+    """How many workers wait for parts."""
+    return sum(client["cmd"] == "xreadgroup" for client in redis.client_list())
 
 
 def _dies_with_a_part(worker: subprocess.Popen[str], redis: Redis) -> bool:
