@@ -24,7 +24,7 @@ from app.demo import corpus
 from app.demo.build import demo_bank
 from tests.bench.requests import OURS, RECIPE, TEXTS, Caller, running
 
-ROUNDS = 10
+ROUNDS = 5
 SECONDS = 2.5
 """Many short turns: what else the machine does then falls on all alike."""
 SETTLE = 2.0
