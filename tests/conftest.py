@@ -15,6 +15,7 @@ import pico
 import pytest
 import torch
 from fastapi import FastAPI
+from kept_lines import kept  # noqa: F401  # a fixture for all
 from redis import Redis
 
 from app.cache.private_redis import PrivateRedis, find_server

@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+from kept_lines import Kept
 from servers import free_port, until
 
 from app.api import logs
@@ -23,25 +24,6 @@ from app.api.logs import FORMATTERS, REQUEST_ID, Json, Unhurried
 from app.models.bank import BankSpec
 
 CANARY = "canary text of a customer"
-
-
-class Kept(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.setFormatter(Json())
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
-
-
-@pytest.fixture
-def kept(caplog: pytest.LogCaptureFixture) -> Iterator[Kept]:
-    caplog.set_level(logging.DEBUG)
-    handler = Kept()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from collector import collecting
 from conftest import running
+from kept_lines import Kept
 
-from app.api.logs import Json
 from app.api.text_log import MOST_CHARACTERS, MOST_TEXTS, shortened, texts_of
 from app.models.bank import BankSpec
 
@@ -18,33 +17,15 @@ CANARY = "canary text of a customer"
 ASK = {"texts": CANARY, "recipe": "angry@0.4"}
 
 
-class Kept(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.setFormatter(Json())
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
-
-    def with_canary(self) -> list[dict[str, str]]:
-        return [json.loads(line) for line in self.lines if CANARY in line]
-
-
-@pytest.fixture
-def kept(caplog: pytest.LogCaptureFixture) -> Iterator[Kept]:
-    caplog.set_level(logging.DEBUG)
-    handler = Kept()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
+def with_canary(kept: Kept) -> list[dict[str, str]]:  # noqa: F811
+    return [json.loads(line) for line in kept.lines if CANARY in line]
 
 
 def test_without_the_setting_no_line_shows_a_text(serve: Callable, spec: BankSpec, kept: Kept) -> None:
     client = serve(spec).client
     assert client.post("/v1/predict", json=ASK).status_code == 200
     assert client.post("/v1/spectrum", json={"texts": CANARY, "variant": "angry"}).status_code == 200
-    assert not kept.with_canary()
+    assert not with_canary(kept)
 
 
 def test_with_it_the_line_of_a_request_shows_its_texts_and_what_became_of_it(
@@ -61,7 +42,7 @@ def test_with_it_the_line_of_a_request_shows_its_texts_and_what_became_of_it(
         ]
     ):
         client.post(path, json=body, headers={"X-Request-Id": f"request-{number}"})
-    told = kept.with_canary()
+    told = with_canary(kept)
     assert [(line["request_id"], line["message"]) for line in told] == [
         ("request-0", f'POST /v1/predict, 200, 1 texts: ["{CANARY}"]'),
         ("request-1", f'POST /v1/predict, 200, 2 texts: ["short", ["{CANARY}", "late\\norder"]]'),
@@ -88,7 +69,7 @@ def test_texts_in_the_log_are_in_no_refusal_metric_or_trace(spec: BankSpec, redi
             assert [reply.status_code for reply in (refused, unknown, failed)] == [422, 404, 500]
             assert not any(CANARY in reply.text for reply in (refused, unknown, failed))
             assert CANARY not in service.client.get("/metrics").text
-    assert [line["message"].split(", ")[1] for line in kept.with_canary()] == ["200", "422", "404", "failed"]
+    assert [line["message"].split(", ")[1] for line in with_canary(kept)] == ["200", "422", "404", "failed"]
     assert len(collector.spans) > 4 and CANARY.encode() not in collector.raw
 
 
@@ -101,7 +82,7 @@ def test_what_is_shown_has_bounds() -> None:
 
 def test_many_texts_are_counted_and_few_are_shown(serve: Callable, spec: BankSpec, kept: Kept) -> None:
     serve(spec, log_texts=True).client.post("/v1/predict", json={"texts": [CANARY] * 50})
-    (line,) = kept.with_canary()
+    (line,) = with_canary(kept)
     assert "50 texts" in line["message"] and line["message"].count(CANARY) == MOST_TEXTS
 
 

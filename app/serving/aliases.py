@@ -27,7 +27,7 @@ from app.cache.document_store import DocumentStore
 from app.errors import AliasConflict, BadAlias, BadRecipe, TweenError, UnknownAlias
 from app.serving.alias_history import Alias
 from app.serving.blends import Blends
-from app.serving.following import Following
+from app.serving.following import Following, stands_at
 from app.serving.warmth import Kept, Warmth
 from app.weights.automatic import Auto
 from app.weights.recipe import NAME, Cookbook, Recipe, names_alias
@@ -203,7 +203,7 @@ class Aliases:
 
 
 def _check_version(alias: Alias, version: int | None) -> None:
-    if version is None or version == alias.version or (version == 0 and alias.recipe is None):
+    if stands_at(alias.version, alias.recipe is not None, version):
         return
     if alias.recipe is None:
         raise AliasConflict(

@@ -171,3 +171,8 @@ class Following(Generic[D]):
             except Exception:
                 log.exception("%s: listening failed", self._kind)  # and goes on: messages are hints, but quick ones
             await asyncio.sleep(CHECK_SECONDS)
+
+
+def stands_at(version: int, exists: bool, asked: int | None) -> bool:
+    """Whether a change may be made that asks for a version: any, this one, or 0 for what does not exist."""
+    return asked is None or asked == version or (asked == 0 and not exists)

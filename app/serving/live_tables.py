@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 
 from app.cache.document_store import DocumentStore
 from app.errors import BadSegments, SegmentsConflict, TweenError, UnknownSegments
-from app.serving.following import Following
+from app.serving.following import Following, stands_at
 from app.serving.segment_table import SegmentTable, table_of
 from app.weights.recipe import Cookbook
 
@@ -187,7 +187,7 @@ class LiveTables:
 
 
 def _check_version(live: LiveTable, version: int | None) -> None:
-    if version is None or version == live.version or (version == 0 and live.table is None):
+    if stands_at(live.version, live.table is not None, version):
         return
     if live.table is None:
         raise SegmentsConflict(
