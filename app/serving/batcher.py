@@ -206,24 +206,34 @@ class Batcher:
 
     async def _forward(self, unit: Unit, batch: list[tuple[_Job, int]]) -> list[_Part]:
         """What the rows gave: at once, or, where they do not fit into memory, in halves, down to the one that does
-        not."""
+        not. A shortage counts for all that waits: what is larger than the budget by then is halved without a try."""
+        parts: list[_Part] = []
+        waiting = [batch]
+        while waiting:
+            some = waiting.pop()
+            middle = len(some) // 2
+            part = None if middle and _tokens(some) > self.budget.tokens else await self._pass(unit, some)
+            if part is None or (middle and isinstance(part.error, OutOfMemory)):
+                waiting += [some[middle:], some[:middle]]
+            else:
+                parts.append(part)
+        return parts
+
+    async def _pass(self, unit: Unit, batch: list[tuple[_Job, int]]) -> _Part:
+        """One forward pass, or why there was none."""
         rows = [job.rows[index] for job, index in batch]
-        tokens = sum(len(row) for row in rows)
         try:
-            logits, seconds = await unit.forward(rows, [job.weights.operand for job, _ in batch])
-            return [_Part(batch, logits, seconds)]
+            return _Part(batch, *await unit.forward(rows, [job.weights.operand for job, _ in batch]))
         except OutOfMemory:
+            tokens = _tokens(batch)
             self._note_shortage(tokens)
-        except WorkerLost as error:
-            self._note_shortage(tokens)  # what most often ends two workers in a row
-            return [_Part(batch, error=error)]
-        except Exception as error:
-            return [_Part(batch, error=error)]
-        if len(batch) == 1:
             why = f"a text of {tokens} tokens does not fit into the memory that is free here now"
-            return [_Part(batch, error=OutOfMemory(why))]
-        middle = len(batch) // 2
-        return await self._forward(unit, batch[:middle]) + await self._forward(unit, batch[middle:])
+            return _Part(batch, error=OutOfMemory(why))  # told to a caller only where it was one text
+        except WorkerLost as error:
+            self._note_shortage(_tokens(batch))  # what most often ends two workers in a row
+            return _Part(batch, error=error)
+        except Exception as error:
+            return _Part(batch, error=error)
 
     def _note_shortage(self, tokens: int) -> None:
         self.out_of_memory += 1
@@ -243,7 +253,7 @@ class Batcher:
         self._finish(part.batch)
 
     def _count(self, batch: list[tuple[_Job, int]]) -> None:
-        tokens = sum(len(job.rows[index]) for job, index in batch)
+        tokens = _tokens(batch)
         self.batches += 1
         self.tokens += tokens
         self.sizes.note(len(batch))
@@ -266,6 +276,10 @@ class Batcher:
         self._recent.append(seconds_per_row)
         if len(self._recent) >= FEW:
             self._seconds_per_row = statistics.median(self._recent)
+
+
+def _tokens(batch: list[tuple[_Job, int]]) -> int:
+    return sum(len(job.rows[index]) for job, index in batch)
 
 
 def _fail(batch: list[tuple[_Job, int]], error: Exception) -> None:
