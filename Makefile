@@ -16,7 +16,7 @@ demo: .venv/demo
 
 # Three files of tests at a time: much of what they do is waiting for processes that start and servers that die.
 test: lint .venv/policy/bin/checkov .venv/debian
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -143,7 +143,7 @@ async def start_compute(
     lanes: list[Lane]
     workers = workers_of(settings, bank.device)
     if workers:
-        threads = max(1, usable_cores() // workers)
+        threads = max(1, min(usable_cores() // workers, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
         started = [WorkerLane(classifier, slots, threads, int8) for _ in range(workers)]
         for lane in started:
             resources.push_async_callback(lane.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -22,6 +23,18 @@ from app.cache.private_redis import PrivateRedis, find_server
 from app.main import create_app, create_server
 from app.models.bank import Bank, BankSpec, load_bank
 from app.settings import Settings
+
+# Torch's threads spin for each other: two on a core that something else keeps busy take ten times as long as one.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
+
+SLOW = "command_line sweep_workers sweep_takeover choosing_t experiment_end_to_end draining bench demo".split()
+"""Files that take minutes go first: at the end, one of them would have all others wait for it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"test_{name}": rank for rank, name in enumerate(SLOW)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture(scope="session")

@@ -144,11 +144,7 @@ def test_what_ends_two_workers_makes_the_next_batches_smaller(bank: Bank, row: R
     with_a_worker(bank, scenario)
 
 
-def test_a_service_whose_memory_is_short_answers_all_the_same(
-    serve: Callable[..., Service], spec: BankSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # One thread of torch: two that share busy cores spend their time spinning until the other one gets one.
-    monkeypatch.setattr("app.ground.usable_cores", lambda: 1)
+def test_a_service_whose_memory_is_short_answers_all_the_same(serve: Callable[..., Service], spec: BankSpec) -> None:
     service = serve(spec, workers=1, batch_tokens=10**6, max_texts=1000, queue_rows=1000)
     body = {"texts": ["late order " * 40] * 1000, "recipe": "angry"}
     healthy = service.client.post("/v1/predict", json=body | {"texts": body["texts"][:1]}).json()["predictions"]
