@@ -149,7 +149,6 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.state.tally = traffic.Tally()
     problems.install(app)
     specification.install(app)
-    app.add_middleware(direct.Direct, handlers=native.DIRECT)  # the innermost: what follows is around it
     if settings.log_texts:
         log.warning("TWEEN_LOG_TEXTS: texts of callers stand in the log")
         app.add_middleware(text_log.TextLog)
@@ -177,6 +176,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.include_router(report_routes.router)
     app.include_router(probes.router)
     app.include_router(metrics.router)
+    direct.install(app, native.DIRECT)
     return app
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -25,21 +26,24 @@ Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=BaseModel)
 
 
-class Direct:
-    """Hands a request straight to the handler of its method and path, if there is one."""
+def install(app: FastAPI, handlers: Mapping[tuple[str, str], Handler]) -> None:
+    """Let these methods and paths go past the framework, once all is added to it: that stands around them, too."""
+    framework, past = app.build_middleware_stack(), _answering(handlers)
+    for one in reversed(app.user_middleware):
+        past = one.cls(past, *one.args, **one.kwargs)
 
-    def __init__(self, app: ASGIApp, handlers: Mapping[tuple[str, str], Handler]) -> None:
-        self._app = app
-        self._handlers = handlers
+    async def either(scope: Scope, receive: Receive, send: Send) -> None:
+        is_direct = scope["type"] == "http" and (scope["method"], scope["path"]) in handlers
+        await (past if is_direct else framework)(scope, receive, send)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self._handlers.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if handler is None:
-            await self._app(scope, receive, send)
-            return
+    app.middleware_stack = either
+
+
+def _answering(handlers: Mapping[tuple[str, str], Handler]) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            reply = await handler(request)
+            reply = await handlers[scope["method"], scope["path"]](request)
         except ClientDisconnect:
             return  # in the middle of the body; nobody is there to be answered
         except Exception as error:
@@ -48,6 +52,8 @@ class Direct:
                 raise
             reply = known
         await reply(scope, receive, send)
+
+    return answer
 
 
 async def json_only(request: Request) -> None:

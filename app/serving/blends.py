@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -72,15 +72,12 @@ class Blends:
     def key(self, recipe: Recipe) -> str:
         return self._keys(recipe)
 
-    @asynccontextmanager
-    async def use(self, recipe: Recipe, tokens: int) -> AsyncIterator[Weights]:
+    def use(self, recipe: Recipe, tokens: int) -> AbstractAsyncContextManager[Weights]:
         """The recipe's weights for rows of so many tokens: in a vector, or mixed where that is the cheaper way."""
         key = self.key(recipe)
         if self._is_for_a_vector(recipe, key, tokens):
-            async with self.lease(recipe) as weights:
-                yield weights
-        else:
-            yield Weights(key, recipe, Mix.of(recipe.weights, self._bank.arena), MIXED, 0.0)
+            return self.lease(recipe)
+        return nullcontext(Weights(key, recipe, Mix.of(recipe.weights, self._bank.arena), MIXED, 0.0))
 
     def _is_for_a_vector(self, recipe: Recipe, key: str, tokens: int) -> bool:
         if key in self._members or not self._compute.mixes:

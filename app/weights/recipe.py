@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
 from app.weights.automatic import Auto, automatic
@@ -56,7 +56,7 @@ class Recipe:
     temperature: int = MICRO
     last: tuple[tuple[str, int], ...] = ()
 
-    @property
+    @cached_property  # read several times for each request
     def text(self) -> str:
         """The canonical text, such as `finance@0.4`; reading it back gives this recipe."""
         if self.last:
