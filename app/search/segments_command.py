@@ -67,6 +67,7 @@ def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
     from app.search.by_segment import fit_table, judged
     from app.search.curve import Curve
     from app.search.passes import FolderStore, Passes
+    from app.search.segment_texts import SegmentTexts
     from app.search.segmented import Segmented
 
     provider = load(options)
@@ -85,7 +86,7 @@ def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
     with progress("segments") as on_progress:
         passes = Passes(provider, FolderStore(store), on_progress)
         curve = Curve(line, [dataset.texts for dataset in datasets], passes)
-        data = Segmented(datasets, [share for _, share in pairs], curve)
+        data = Segmented(SegmentTexts(datasets, [share for _, share in pairs]), curve)
     table = fit_table(data, line.end_name, provider.bank.fingerprint, more)
     found = judged(data, line.text, more, seed=options.seed)
     folder = options.out or Path(f"segments-{line.end_name}")
