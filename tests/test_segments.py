@@ -23,7 +23,8 @@ from app.search.passes import MemoryStore, Passes
 from app.search.pooling import pooled_settings
 from app.search.segment_texts import SegmentTexts
 from app.search.segmented import Segmented
-from app.search.segments_command import add_segments, run_segments, text_of, write
+from app.search.segments_command import add_segments, run_segments
+from app.search.segments_report import text_of, write
 from app.serving.adaptive import t_of_entropies
 from app.serving.router import buckets_of
 from app.serving.segment_table import SegmentTable, read_table, table_of

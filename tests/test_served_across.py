@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,8 @@ from test_live_tables import table_at
 from app.errors import BadBank, BadSegments
 from app.main import tables_of
 from app.models.bank import Bank, BankSpec
+from app.search.local import LocalProvider
+from app.search.segments_command import add_segments, run_segments
 from app.serving.router import BUCKETS, Router, buckets_of
 from app.serving.segment_table import Entropy, SegmentTable, Setting, table_of
 
@@ -202,6 +205,26 @@ def test_an_alias_may_be_rolled_out_to_it(pod: Callable[[], httpx.Client], table
     until(lambda: predict(client, texts="late", unit="a", segment="mail").get("experiment") is not None)
     reply = predict(client, texts=["late"] * 30, unit=[str(i) for i in range(30)], segment="chat")
     assert set(reply["recipe"]) == {"angry@0.4", CHAT}
+
+
+def test_the_command_puts_what_it_has_fitted_live(
+    pod: Callable[[], httpx.Client], bank: Bank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = pod()
+    rows = [f"{'mail' if i % 2 else 'chat'},the {'late slow good'.split()[i % 3]} order {i},{i % 3}" for i in range(60)]
+    (tmp_path / "own.csv").write_text("\n".join(["channel,text,label", *rows]))
+    parser = argparse.ArgumentParser()
+    add_segments(parser)
+    out = ["--out", str(tmp_path / "fitted"), "--put", str(client.base_url)]
+    options = parser.parse_args([str(tmp_path / "own.csv"), *out])
+    assert run_segments(options, lambda options: LocalProvider(bank, 64), tmp_path / "logits") == 0
+    assert f"Live at {client.base_url}, version 1" in capsys.readouterr().out
+    fitted = json.loads((tmp_path / "fitted" / "segments.json").read_text())
+    live = client.get("/v1/segments/auto").json()
+    assert live["segments"] == fitted["segments"] and set(live["routed"]) == {"chat", "mail"}
+    mail = fitted["segments"]["mail"]
+    (prediction,) = predict(client, texts="late", recipe="auto", segment="mail")["predictions"]
+    assert prediction["t"] == ({} if mail["variant"] == "base" or not mail["t"] else {mail["variant"]: mail["t"]})
 
 
 # -- the table -----------------------------------------------------------------------------------------

@@ -19,9 +19,12 @@ from scipy.special import softmax
 
 from app.search.judge import Scored
 from app.search.pooling import Pooled, pooled_settings
+from app.search.routing import router_of
 from app.search.segment_texts import SegmentTexts, Weights
 from app.search.segmented import Losses, Segmented, interval_of, temperatures_around
+from app.serving.segment_table import SegmentTable, Setting
 from app.weights.arena import BASE
+from app.weights.automatic import AUTO
 
 Settings = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 """Of each text (N,): its member, as its place among the names, t and temperature."""
@@ -73,6 +76,8 @@ class AcrossVariants:
     """Texts of segments along the lines from the base to variants; `names` are the M members, base first."""
 
     methods: Mapping[str, str] = METHODS
+    chooses = "a variant and its t"
+    against = "the best single recipe"
 
     def __init__(self, texts: SegmentTexts, curves: Mapping[str, Scored]) -> None:
         """`curves` lead from the base to the variants that they are named by."""
@@ -110,6 +115,34 @@ class AcrossVariants:
         along = [line.log_probabilities((ts, temperatures)) for line in self.lines]
         # The base is where t is 0, on any of the lines.
         return np.stack([along[0], *along])[members, np.arange(len(ts))]
+
+    def table(self, fitted: FittedAcross, bank: str) -> SegmentTable:
+        """What is served, on the bank of that fingerprint."""
+        one, texts = fitted.one, self.texts
+        return SegmentTable(
+            variant=AUTO,
+            bank=bank,
+            pooled=self._setting(one.member, one.t, one.temperature, one.interval, len(texts)),
+            segments={
+                name: self._setting(
+                    fitted.members[k], fitted.t[k], fitted.temperature[k], fitted.interval[k], texts.counts[k]
+                )
+                for k, name in enumerate(texts.names)
+            },
+            router=router_of(texts.names, *fitted.router),
+            entropy=None,
+        )
+
+    def wanted(self, fitted: FittedAcross) -> dict[str, dict[str, float]]:
+        """By segment, how likely each member is the one that it wants."""
+        return {
+            name: dict(zip(self.names, map(float, fitted.wanted[:, k]), strict=True))
+            for k, name in enumerate(self.texts.names)
+        }
+
+    def _setting(self, member: int, t: float, temperature: float, interval: Sequence[float], texts: int) -> Setting:
+        low, high = map(float, interval)
+        return Setting(round(float(t), 2), round(float(temperature), 3), (low, high), int(texts), self.names[member])
 
     def _fitted(self, along: Sequence[Losses], router: Weights) -> FittedAcross:
         ts = [np.zeros(1), *(line.ts for line in self.lines)]

@@ -18,7 +18,7 @@ from app.search.findings import Value
 from app.search.folds import FOLDS, splits
 from app.search.routing import router_of
 from app.search.segment_texts import SegmentTexts, Weights
-from app.search.segmented import Fitted, Segmented
+from app.search.segmented import Segmented
 from app.serving.segment_table import SegmentTable, Setting
 
 
@@ -38,12 +38,15 @@ F = TypeVar("F", bound=Fit)
 class Choosing(Protocol[F]):
     """What is chosen by segment: a t along one line (`segmented.py`), or a variant and a t (`across_variants.py`).
 
-    `methods` are the ways to choose, the first being the one that others gain on; `answers` has the log probabilities
-    (N, C) of the texts of another one by each of them.
+    `methods` are the ways to choose, the first being the one that others gain on, and `chooses` and `against` say in
+    words what is chosen and instead of what. `answers` has the log probabilities (N, C) of the texts of another one by
+    each of them.
     """
 
     texts: SegmentTexts
     methods: Mapping[str, str]
+    chooses: str
+    against: str
 
     def fit(self, parts: Sequence[NDArray[np.bool_]], unlabelled: Sequence[tuple[str, str]] = ()) -> list[F]: ...
 
@@ -63,7 +66,8 @@ class Gain:
 @dataclass(frozen=True)
 class SegmentFindings:
     """What `tween segments` found. `routed_rightly` is the share of texts whose segment is guessed from their words;
-    `by_segment` has the gain of a declared segment in each of them."""
+    `by_segment` has the gain of a declared segment in each of them, `guessed_by_segment` that of a guessed one. Across
+    variants, `wanted` tells by segment how likely each member is the one that it wants."""
 
     line: str
     texts: int
@@ -72,17 +76,15 @@ class SegmentFindings:
     routed_rightly: float
     methods: Mapping[str, Gain]
     by_segment: Mapping[str, Gain]
+    guessed_by_segment: Mapping[str, Gain]
     sentence: str
     warnings: Sequence[str]
+    wanted: Mapping[str, Mapping[str, float]] | None = None
 
 
 def fit_table(data: Segmented, variant: str, bank: str, unlabelled: Sequence[tuple[str, str]] = ()) -> SegmentTable:
     """What is served: fitted on all texts."""
     (fitted,) = data.fit([data.texts.everything], unlabelled)
-    return table_from(data, fitted, variant, bank)
-
-
-def table_from(data: Segmented, fitted: Fitted, variant: str, bank: str) -> SegmentTable:
     by, texts = fitted.by_segment, data.texts
     return SegmentTable(
         variant=variant,
@@ -119,6 +121,7 @@ def judged(
     tested = np.logical_or.reduce([split.test for split in parts])
     gains = gains_of(texts, log_p, tested, draws, seed)
     inside = {name: tested & (texts.segments == k) for k, name in enumerate(texts.names)}
+    alone = {name: gains_of(texts, log_p, part, draws, seed) for name, part in inside.items() if part.any()}
     routed = float(pool.restricted(tested) @ right)
     return SegmentFindings(
         line=line,
@@ -127,14 +130,21 @@ def judged(
         scatter=None if None in scatters else float(np.mean([s for s in scatters if s is not None])),
         routed_rightly=routed,
         methods=gains,
-        by_segment={
-            name: gains_of(texts, log_p, part, draws, seed)["segment"] for name, part in inside.items() if part.any()
-        },
-        sentence=sentence_of(gains, routed),
+        by_segment={name: by_method["segment"] for name, by_method in alone.items()},
+        guessed_by_segment={name: by_method["router"] for name, by_method in alone.items()},
+        sentence=_sentence(data.chooses, data.against, gains, routed),
         warnings=[
-            f"segment {name!r} has {count} labelled texts: its t leans on the others"
-            for name, count in zip(texts.names, texts.counts, strict=True)
-            if count < FEW_TEXTS
+            *(
+                f"segment {name!r} has {count} labelled texts: what it gets leans on the others"
+                for name, count in zip(texts.names, texts.counts, strict=True)
+                if count < FEW_TEXTS
+            ),
+            *(
+                f"segment {name!r} should be declared: guessed from its words, it loses "
+                f"{-by_method['router'].loss_gained.value:.3f} log loss against {data.against}"
+                for name, by_method in alone.items()
+                if by_method["router"].loss_gained.high < 0
+            ),
         ],
     )
 
@@ -167,15 +177,15 @@ def gains_of(
     }
 
 
-def sentence_of(gains: Mapping[str, Gain], routed: float) -> str:
+def _sentence(chooses: str, against: str, gains: Mapping[str, Gain], routed: float) -> str:
     """What segments are worth, in plain words."""
     declared, guessed = gains["segment"], gains["router"]
     worth = "is worth declaring" if declared.loss_gained.low > 0 else "is not shown to be worth declaring"
-    against = "one t, a t by segment gains" if "entropy" in gains else "one recipe, a variant and a t by segment gain"
     entropies = f"; the ends' entropies gain {_shown(gains['entropy'])}" if "entropy" in gains else ""
     return (
-        f"On held-out texts a segment {worth}: against {against} {_shown(declared)}; guessed from the words "
-        f"({100 * routed:.0f} % rightly), {_shown(guessed)}{entropies}."
+        f"On held-out texts a segment {worth}: against {against}, choosing {chooses} by segment gains "
+        f"{_shown(declared)}; where the segment is guessed from the words ({100 * routed:.0f} % rightly), it gains "
+        f"{_shown(guessed)}{entropies}."
     )
 
 

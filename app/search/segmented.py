@@ -75,6 +75,8 @@ class Segmented:
     """Texts of segments with their logits (G, N, C) at the t's of a curve."""
 
     methods: Mapping[str, str] = METHODS
+    chooses = "a t"
+    against = "one t"
 
     def __init__(self, texts: SegmentTexts, curve: Scored) -> None:
         self.texts = texts
