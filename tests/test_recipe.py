@@ -259,7 +259,7 @@ def test_a_choice_for_each_text_is_read_where_it_may_be_wanted(recipe: object, t
         ("auto@auto", "'auto' is no member"),
         ({"variant": "auto", "t": "auto"}, "'auto' is no member"),
         ({"t": "finance@auto"}, "does not say of which variant"),
-        ({"t": "auto", "temperature": 1.2}, "without a temperature"),
+        ({"t": "auto", "temperature": 1.2}, "with a variant or alone"),
         ("auto;temperature=1.2", "'auto' is no member"),
     ],
 )

@@ -242,7 +242,7 @@ def test_a_table_survives_the_file(table: SegmentTable, bank: Bank) -> None:
 
 SETTING = {"t": 0.4, "temperature": 1.0, "interval": [0.0, 1.0], "texts": 1, "variant": "angry"}
 REFUSED = [
-    ({"pooled": {**SETTING, "variant": "base"}}, "t is '0.4', and must be a number from 0 to 0"),
+    ({"pooled": {**SETTING, "variant": "base"}}, "t of the base is '0.4', and must be a number from 0 to 0"),
     ({"pooled": {**SETTING, "variant": 7}}, "variant is '7', and must be the name of one, or 'base'"),
     ({"pooled": {**SETTING, "variant": None}}, "variant is 'None', and must be the name of one"),
     ({"pooled": {k: v for k, v in SETTING.items() if k != "variant"}}, "no entry 'variant'"),

@@ -171,7 +171,7 @@ def _setting(value: Mapping[str, Any], across: bool) -> Setting:
     if across and not isinstance(variant, str):
         raise ValueError(f"variant is {str(variant)[:20]!r}, and must be the name of one, or {BASE!r}")
     return Setting(
-        _number("t", value["t"], 0, 0 if variant == BASE else 1),
+        _number("t of the base", value["t"], 0, 0) if variant == BASE else _number("t", value["t"], 0, 1),
         _number("temperature", value["temperature"], 0.05, 20),
         (_number("interval", low, 0, 1), _number("interval", high, 0, 1)),
         int(_number("texts", value["texts"], 0, MAX_TEXTS)),

@@ -247,7 +247,7 @@ class Cookbook:
         given = recipe.get("t")
         if given == AUTO:
             raise BadRecipe(
-                "t = 'auto' is no blend: it gives each text of /v1/predict its own t, without a temperature"
+                "t = 'auto' is no blend: with a variant or alone, it gives each text of /v1/predict its own t"
             )
         if isinstance(given, Mapping):
             if "variant" in recipe:
