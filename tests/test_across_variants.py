@@ -118,6 +118,9 @@ def test_shares_are_those_of_the_segments() -> None:
     shares, wanted = shares_of(sure)
     assert shares == pytest.approx([(6 + 1 / 3) / 11, (4 + 1 / 3) / 11, (1 / 3) / 11])
     assert wanted.argmax(axis=0).tolist() == [0] * 6 + [1] * 4
+    # Segments whose labels say nothing leave the shares as the others have them.
+    silent = np.concatenate([np.array([[0.0] * 9 + [-50.0], [-50.0] * 9 + [0.0]]), np.zeros((2, 10))], axis=1)
+    assert shares_of(silent)[0] == pytest.approx([9.5 / 11, 1.5 / 11], abs=1e-6)
     # Where labels say as much for one as for the other, the commoner one is taken; where they say more, they decide.
     split = np.concatenate([sure, [[-1.0, -2.0], [-1.0, 0.0], [-50.0, -50.0]]], axis=1)
     assert shares_of(split)[1].argmax(axis=0)[-2:].tolist() == [0, 1]
