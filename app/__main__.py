@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.set_defaults(run=_sweep_worker, base=None, variant=[])
 
-    segments = commands.add_parser("segments", help="choose a t for each segment of the traffic, for VARIANT@auto")
+    segments = commands.add_parser(
+        "segments", help="choose a t, or a variant and its t, for each segment of the traffic"
+    )
     segments_command.add_segments(segments)
     segments.set_defaults(run=lambda options: segments_command.run_segments(options, _provider, _logits_folder()))
 

@@ -150,7 +150,8 @@ def test_what_cannot_be_gone_by_is_refused_in_one_sentence(pod: Callable[[], htt
     assert "no variant 'rude'; loaded: base, angry, polite" in refused(404, "rude")
     assert "a table for 'angry' is given for 'polite'" in refused(422, "polite")
     assert "fitted on weights 'another'" in refused(422, bank="another")
-    assert "is not 'tween segments 1'" in refused(422, format="tween segments 2")
+    assert "is not 'tween segments 1' or 'tween segments 2'" in refused(422, format="tween segments 3")
+    assert "'tween segments 2' is that of 'auto', and of no other table" in refused(422, format="tween segments 2")
     assert "0 segments" in refused(422, segments={})
     setting = {"t": "0.4", "temperature": 1, "interval": [0, 1], "texts": 1}
     assert "t is '0.4', and must be a number from 0 to 1" in refused(422, pooled=setting)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BadRecipe, TweenError, UnknownAlias, UnknownVariant
+from app.weights.automatic import Auto
 from app.weights.recipe import Cookbook
 
 COOKBOOK = Cookbook(["airline", "finance"])
@@ -202,6 +204,18 @@ REFUSED = [
     ({"variant": "finance", "t": [0.1, "0.9"]}, BadRecipe, "t is '0.9'; it must be a number"),
     ("finance@auto", BadRecipe, "its own t"),
     ("finance@auto:entropy", BadRecipe, "its own t"),
+    ({"variant": "finance", "t": "auto"}, BadRecipe, "its own t"),
+    ({"t": "auto"}, BadRecipe, "its own t"),
+    (
+        " auto ",
+        BadRecipe,
+        "'auto' is no member: alone, it gives each text of /v1/predict the variant and t of its segment",
+    ),
+    ("auto@0.4", BadRecipe, "'auto' is no member"),
+    ("finance@0.2+auto", BadRecipe, "'auto' is no member"),
+    ("auto..finance@0.4", BadRecipe, "'auto' is no member"),
+    ({"t": {"auto": 0.4}}, BadRecipe, "'auto' is no member"),
+    ("auto:entropy", BadRecipe, "name its variant, as in 'airline@auto:entropy'; 'auto' takes nothing"),
     ("@prod", UnknownAlias, "no alias 'prod'; aliases here: none yet"),
     (" @prod@0.4", BadRecipe, "'@prod@0.4' names no alias: an alias stands alone"),
     ("@", BadRecipe, "names no alias"),
@@ -220,6 +234,38 @@ def test_a_refusal_says_what_was_asked_and_what_would_do(
         COOKBOOK.read(recipe)
     assert sentence in str(refusal.value)
     assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "table"),
+    [
+        (" auto ", "auto", "auto"),
+        ({"t": "auto"}, "auto", "auto"),
+        ("finance@auto", "finance@auto", "finance"),
+        ({"variant": "finance", "t": "auto"}, "finance@auto", "finance"),
+        (" finance @ auto : entropy ", "finance@auto:entropy", "finance"),
+    ],
+)
+def test_a_choice_for_each_text_is_read_where_it_may_be_wanted(recipe: object, text: str, table: str) -> None:
+    wanted = COOKBOOK.wanted(recipe)
+    assert isinstance(wanted, Auto) and (wanted.text, wanted.table) == (text, table)
+    assert COOKBOOK.wanted(wanted.text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ("auto:entropy", "entropies choose a t along one line"),
+        ("auto@auto", "'auto' is no member"),
+        ({"variant": "auto", "t": "auto"}, "'auto' is no member"),
+        ({"t": "finance@auto"}, "does not say of which variant"),
+        ({"t": "auto", "temperature": 1.2}, "with a variant or alone"),
+        ("auto;temperature=1.2", "'auto' is no member"),
+    ],
+)
+def test_what_is_no_choice_for_each_text_is_refused(recipe: object, sentence: str) -> None:
+    with pytest.raises(BadRecipe, match=re.escape(sentence)):
+        COOKBOOK.wanted(recipe)
 
 
 def test_an_alias_is_read_as_the_recipe_that_it_points_at() -> None:

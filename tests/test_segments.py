@@ -21,8 +21,10 @@ from app.search.dataset import Dataset
 from app.search.local import LocalProvider
 from app.search.passes import MemoryStore, Passes
 from app.search.pooling import pooled_settings
+from app.search.segment_texts import SegmentTexts
 from app.search.segmented import Segmented
-from app.search.segments_command import add_segments, run_segments, text_of, write
+from app.search.segments_command import add_segments, run_segments
+from app.search.segments_report import text_of, write
 from app.serving.adaptive import t_of_entropies
 from app.serving.router import buckets_of
 from app.serving.segment_table import SegmentTable, read_table, table_of
@@ -46,7 +48,7 @@ def segment(name: str, texts: int, t: float, seed: int, temperature: float = 1.5
 
 def segmented(*datasets: Dataset) -> Segmented:
     curve = Curve(LINE, [d.texts for d in datasets], Passes(Worded(), MemoryStore()))
-    return Segmented(datasets, [1.0] * len(datasets), curve)
+    return Segmented(SegmentTexts(datasets, [1.0] * len(datasets)), curve)
 
 
 @pytest.fixture(scope="module")

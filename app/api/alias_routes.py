@@ -89,7 +89,7 @@ async def get_alias(engine: TheEngine, name: str) -> AliasReply:
 @router.put("/{name}", responses={201: {"description": "made now", "model": MoveReply}})
 async def put_alias(engine: TheEngine, name: str, body: AliasRequest, response: Response, by: By = None) -> MoveReply:
     """Point an alias at a recipe, on every pod at once: all have the new blend in memory before traffic meets it. Of
-    `VARIANT@auto`, whose blends differ from text to text, they are made when they are first met."""
+    `auto` and `VARIANT@auto`, whose blends differ from text to text, they are made when they are first met."""
     if not names_alias(body.recipe):
         engine.adaptive.check(engine.cookbook.wanted(body.recipe))
     move = await engine.aliases.move(name, body.recipe, body.version, by)

@@ -68,8 +68,8 @@ class PredictRequest(Texts):
     )
     segment: str | list[str | None] | None = Field(
         None,
-        description="where the texts come from (one name, or one for every text), for recipes such as `finance@auto`; "
-        "other recipes take no notice of it",
+        description="where the texts come from (one name, or one for every text), for `auto` and recipes such as "
+        "`finance@auto`; other recipes take no notice of it",
         examples=["mail"],
     )
     top_k: int | None = Field(None, ge=1, description="only the k most probable labels in `probabilities`")
@@ -111,9 +111,9 @@ class PredictionReply(BaseModel):
     tokens: int = Field(description="tokens read, special tokens included", examples=[9])
     truncated: bool = Field(description="the text was longer than the model reads; its end was ignored")
     chosen_by: Literal["segment", "router", "pooled", "entropy"] | None = Field(
-        None, description="what chose t, where `@auto` asked for one; `pooled`: nothing is known of the segment"
+        None, description="what chose t, where `auto` asked for one; `pooled`: nothing is known of the segment"
     )
-    segment: str | None = Field(None, description="the segment whose t was taken, or the likeliest, with `@auto`")
+    segment: str | None = Field(None, description="the segment whose t was taken, or the likeliest, with `auto`")
     cached: bool = Field(description="remembered: the same input was run on this blend before")
 
 
@@ -136,7 +136,7 @@ class PredictReply(BaseModel):
     predictions: list[PredictionReply]
     recipe: str | list[str] = Field(
         description="the recipe in its canonical text, of an alias what it points at (a list, if a list was sent, or "
-        "where `@auto` chose for a text)",
+        "where `auto` chose for a text)",
         examples=["finance@0.4"],
     )
     key: str | list[str] = Field(
@@ -254,6 +254,7 @@ PREDICT_EXAMPLES: dict[str, Any] = {
         }
     },
     "a t by segment": {"value": {"texts": ["Works again, thanks."], "recipe": "service@auto", "segment": "mail"}},
+    "a variant and a t by segment": {"value": {"texts": ["Works again, thanks."], "recipe": "auto", "segment": "mail"}},
     "between variants": {"value": {"texts": ["Works again, thanks."], "recipe": "reviews..service@0.5"}},
 }
 

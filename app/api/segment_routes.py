@@ -1,4 +1,4 @@
-"""The t's by segment over HTTP: what `finance@auto` goes by, put live on every pod and taken away again."""
+"""The t's by segment over HTTP: what `finance@auto` and `auto` go by, put live on every pod and taken away again."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ IfVersion = Annotated[
 
 
 class SettingReply(BaseModel):
+    variant: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="of `auto`: what the t is of, a variant or `base`",
+    )
     t: float
     temperature: float = Field(description="what logits are to be divided by at this t")
     interval: tuple[float, float] = Field(description="where t may lie (95 %)")
@@ -56,7 +61,7 @@ class LiveReply(BaseModel):
 
 
 class SegmentsReply(BaseModel):
-    variant: str
+    variant: str = Field(description="a variant, or `auto`: the table across all of them")
     pooled: SettingReply = Field(description="for segments that are not among these")
     segments: dict[str, SettingReply]
     routed: list[str] = Field(description="segments that are told apart by a text's words, where none is named")
@@ -74,19 +79,19 @@ class SegmentsList(BaseModel):
 
 class DeletedSegments(LiveReply):
     variant: str
-    falls_back: bool = Field(description="the table of the bank file is gone by now; false: `VARIANT@auto` is a 404")
+    falls_back: bool = Field(description="the table of the bank file is gone by now; false: its recipe is a 404")
 
 
 @router.get("")
 async def list_segments(engine: TheEngine) -> SegmentsList:
-    """The t's by segment of every variant that has some."""
+    """The t's by segment of every variant that has some, and across all of them."""
     tables = sorted(engine.adaptive.tables.now.items())
     return SegmentsList(segments=[_reply(engine, table) for _, table in tables])
 
 
 @router.get("/{variant}")
 async def get_segments(engine: TheEngine, variant: str) -> SegmentsReply:
-    """The t's by segment of a variant."""
+    """The t's by segment of a variant, or of `auto`."""
     return _reply(engine, engine.adaptive.table(variant))
 
 
@@ -127,7 +132,7 @@ def _check_that_nobody_needs(variant: str, aliases: Aliases, experiments: Experi
             needed |= {f"arm {a.name!r} of experiment {record.name!r}": a.recipe for a in record.experiment.arms}
     for who, recipe in needed.items():
         auto = automatic(recipe)
-        if auto and auto.variant == variant:
+        if auto and auto.table == variant:
             raise SegmentsConflict(f"{who} is {auto.text}, which needs the table, and the bank file has none")
 
 

@@ -52,7 +52,7 @@ VOLATILE_CONFIG = frozenset(
 
 @dataclass(frozen=True)
 class BankSpec:
-    """Which members make up a bank, and the files of t's by segment, by variant."""
+    """Which members make up a bank, and the files of t's by segment, by variant or `auto`."""
 
     base: Source
     variants: dict[str, Source] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class BankSpec:
             raise BadBank(f"{path}: 'variants' must be a table of names and sources")
         segments = document.get("segments", {})
         if not isinstance(segments, dict) or not all(isinstance(file, str) for file in segments.values()):
-            raise BadBank(f"{path}: 'segments' must be a table of variants and files")
+            raise BadBank(f"{path}: 'segments' must be a table of variants (or 'auto') and files")
         return cls(
             _source(document["base"], path, BASE),
             {name: _source(value, path, name) for name, value in variants.items()},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,40 @@ from app.search.choice import interval
 from app.search.findings import Value
 from app.search.folds import FOLDS, splits
 from app.search.routing import router_of
-from app.search.segmented import METHODS, Fitted, Segmented
+from app.search.segment_texts import SegmentTexts, Weights
+from app.search.segmented import Segmented
 from app.serving.segment_table import SegmentTable, Setting
+
+
+class Fit(Protocol):
+    """What a part of the texts asks for. `scatter` is that of the t's, where they are all of one line."""
+
+    @property
+    def router(self) -> Weights: ...
+
+    @property
+    def scatter(self) -> float | None: ...
+
+
+F = TypeVar("F", bound=Fit)
+
+
+class Choosing(Protocol[F]):
+    """What is chosen by segment: a t along one line (`segmented.py`), or a variant and a t (`across_variants.py`).
+
+    `methods` are the ways to choose, the first being the one that others gain on, and `chooses` and `against` say in
+    words what is chosen and instead of what. `answers` has the log probabilities (N, C) of the texts of another one by
+    each of them.
+    """
+
+    texts: SegmentTexts
+    methods: Mapping[str, str]
+    chooses: str
+    against: str
+
+    def fit(self, parts: Sequence[NDArray[np.bool_]], unlabelled: Sequence[tuple[str, str]] = ()) -> list[F]: ...
+
+    def answers(self, fitted: F, judged: Self) -> dict[str, NDArray[np.float64]]: ...
 
 
 @dataclass(frozen=True)
@@ -33,81 +66,85 @@ class Gain:
 @dataclass(frozen=True)
 class SegmentFindings:
     """What `tween segments` found. `routed_rightly` is the share of texts whose segment is guessed from their words;
-    `by_segment` has the gain of a declared segment in each of them."""
+    `by_segment` has the gain of a declared segment in each of them, `guessed_by_segment` that of a guessed one. Across
+    variants, `wanted` tells by segment how likely each member is the one that it wants."""
 
     line: str
     texts: int
     folds: int
-    scatter: float
+    scatter: float | None
     routed_rightly: float
     methods: Mapping[str, Gain]
     by_segment: Mapping[str, Gain]
+    guessed_by_segment: Mapping[str, Gain]
     sentence: str
     warnings: Sequence[str]
+    wanted: Mapping[str, Mapping[str, float]] | None = None
 
 
 def fit_table(data: Segmented, variant: str, bank: str, unlabelled: Sequence[tuple[str, str]] = ()) -> SegmentTable:
     """What is served: fitted on all texts."""
-    (fitted,) = data.fit([np.ones(len(data.pool), dtype=bool)], unlabelled)
-    return table_from(data, fitted, variant, bank)
-
-
-def table_from(data: Segmented, fitted: Fitted, variant: str, bank: str) -> SegmentTable:
-    by, counts = fitted.by_segment, np.bincount(data.segments)
+    (fitted,) = data.fit([data.texts.everything], unlabelled)
+    by, texts = fitted.by_segment, data.texts
     return SegmentTable(
         variant=variant,
         bank=bank,
-        pooled=Setting(round(fitted.t, 2), round(fitted.temperature, 3), fitted.interval, len(data.pool)),
+        pooled=Setting(round(fitted.t, 2), round(fitted.temperature, 3), fitted.interval, len(texts)),
         segments={
             name: Setting(
                 round(float(by.t[k]), 2),
                 round(float(by.temperature[k]), 3),
                 (float(by.interval[k, 0]), float(by.interval[k, 1])),
-                int(counts[k]),
+                int(texts.counts[k]),
             )
-            for k, name in enumerate(data.names)
+            for k, name in enumerate(texts.names)
         },
-        router=router_of(data.names, *fitted.router),
+        router=router_of(texts.names, *fitted.router),
         entropy=fitted.entropy,
     )
 
 
 def judged(
-    data: Segmented, line: str, unlabelled: Sequence[tuple[str, str]] = (), draws: int = 2000, seed: int = 0
+    data: Choosing[F], line: str, unlabelled: Sequence[tuple[str, str]] = (), draws: int = 2000, seed: int = 0
 ) -> SegmentFindings:
     """What each method gains on held-out texts."""
-    parts = splits(data.pool, FOLDS, 1, seed)[0]
-    log_p = {name: np.zeros(data.logits.shape[1:]) for name in METHODS}
-    right = np.zeros(len(data.pool), dtype=bool)
+    texts, pool = data.texts, data.texts.pool
+    parts = splits(pool, FOLDS, 1, seed)[0]
+    log_p: dict[str, NDArray[np.float64]] = {}
+    right = np.zeros(len(texts), dtype=bool)
     scatters = []
     for split, fitted in zip(parts, data.fit([split.train for split in parts], unlabelled), strict=True):
-        right[split.test] = data.routed_rightly(fitted, data)[split.test]
-        scatters.append(fitted.by_segment.scatter)
-        for name, settings in data.settings(fitted, data).items():
-            log_p[name][split.test] = data.log_probabilities(settings)[split.test]
+        right[split.test] = texts.routed_rightly(fitted.router, texts)[split.test]
+        scatters.append(fitted.scatter)
+        for name, answers in data.answers(fitted, data).items():
+            log_p.setdefault(name, np.zeros_like(answers))[split.test] = answers[split.test]
     tested = np.logical_or.reduce([split.test for split in parts])
-    weights = data.pool.restricted(tested)
-    gains = gains_of(data, log_p, tested, draws, seed)
-    counts = np.bincount(data.segments, minlength=len(data.names))
-    by_segment = {
-        name: gains_of(data, log_p, tested & (data.segments == k), draws, seed)["segment"]
-        for k, name in enumerate(data.names)
-        if (tested & (data.segments == k)).any()
-    }
-    routed = float(weights @ right)
+    gains = gains_of(texts, log_p, tested, draws, seed)
+    inside = {name: tested & (texts.segments == k) for k, name in enumerate(texts.names)}
+    alone = {name: gains_of(texts, log_p, part, draws, seed) for name, part in inside.items() if part.any()}
+    routed = float(pool.restricted(tested) @ right)
     return SegmentFindings(
         line=line,
-        texts=len(data.pool),
+        texts=len(texts),
         folds=FOLDS,
-        scatter=float(np.mean(scatters)),
+        scatter=None if None in scatters else float(np.mean([s for s in scatters if s is not None])),
         routed_rightly=routed,
         methods=gains,
-        by_segment=by_segment,
-        sentence=sentence_of(gains, routed),
+        by_segment={name: by_method["segment"] for name, by_method in alone.items()},
+        guessed_by_segment={name: by_method["router"] for name, by_method in alone.items()},
+        sentence=_sentence(data.chooses, data.against, gains, routed),
         warnings=[
-            f"segment {name!r} has {count} labelled texts: its t leans on the others"
-            for name, count in zip(data.names, counts, strict=True)
-            if count < FEW_TEXTS
+            *(
+                f"segment {name!r} has {count} labelled texts: what it gets leans on the others"
+                for name, count in zip(texts.names, texts.counts, strict=True)
+                if count < FEW_TEXTS
+            ),
+            *(
+                f"segment {name!r} should be declared: guessed from its words, it loses "
+                f"{-by_method['router'].loss_gained.value:.3f} log loss against {data.against}"
+                for name, by_method in alone.items()
+                if by_method["router"].loss_gained.high < 0
+            ),
         ],
     )
 
@@ -116,16 +153,16 @@ FEW_TEXTS = 100
 
 
 def gains_of(
-    data: Segmented, log_p: Mapping[str, NDArray[np.float64]], tested: NDArray[np.bool_], draws: int, seed: int
+    texts: SegmentTexts, log_p: Mapping[str, NDArray[np.float64]], tested: NDArray[np.bool_], draws: int, seed: int
 ) -> dict[str, Gain]:
     """From log probabilities (N, C) by method, on the texts of a mask (N,); the first method is what others gain on."""
-    labels = data.pool.labels
+    pool, labels = texts.pool, texts.pool.labels
     losses = np.stack([-each[np.arange(len(labels)), labels] for each in log_p.values()])
     accuracy = np.stack([(each.argmax(axis=1) == labels).astype(np.float64) for each in log_p.values()])
     parts = np.stack([losses, accuracy], axis=-1) * tested[:, None]  # (M, N, 2)
     counted = np.broadcast_to(tested[:, None].astype(np.float64), (1, *tested.shape, 1))[..., [0, 0]]
-    means = data.pool.mean(parts) / data.pool.mean(counted)
-    drawn = data.pool.resampled(np.concatenate([parts, counted]), draws, seed)  # (B, M + 1, 2)
+    means = pool.mean(parts) / pool.mean(counted)
+    drawn = pool.resampled(np.concatenate([parts, counted]), draws, seed)  # (B, M + 1, 2)
     drawn = drawn[:, :-1] / np.maximum(drawn[:, -1:], 1e-12)
     low, high = interval(drawn - drawn[:, :1])
     gained = means - means[0]
@@ -140,14 +177,15 @@ def gains_of(
     }
 
 
-def sentence_of(gains: Mapping[str, Gain], routed: float) -> str:
+def _sentence(chooses: str, against: str, gains: Mapping[str, Gain], routed: float) -> str:
     """What segments are worth, in plain words."""
     declared, guessed = gains["segment"], gains["router"]
     worth = "is worth declaring" if declared.loss_gained.low > 0 else "is not shown to be worth declaring"
+    entropies = f"; the ends' entropies gain {_shown(gains['entropy'])}" if "entropy" in gains else ""
     return (
-        f"On held-out texts a segment {worth}: against one t, a t by segment gains {_shown(declared)}; "
-        f"guessed from the words ({100 * routed:.0f} % rightly) it gains {_shown(guessed)}; "
-        f"the ends' entropies gain {_shown(gains['entropy'])}."
+        f"On held-out texts a segment {worth}: against {against}, choosing {chooses} by segment gains "
+        f"{_shown(declared)}; where the segment is guessed from the words ({100 * routed:.0f} % rightly), it gains "
+        f"{_shown(guessed)}{entropies}."
     )
 
 

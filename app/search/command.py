@@ -97,8 +97,11 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
     add_common(command)
 
 
-def add_common(command: argparse.ArgumentParser) -> None:
-    """The options that name a bank, a line and columns."""
+def add_common(
+    command: argparse.ArgumentParser,
+    variant: str = "the variant to move towards, or several to find the best mix of; beside --base, NAME=SOURCE",
+) -> None:
+    """The options that name a bank, a line and columns; `variant` says what naming one, or several, means."""
     command.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")
     command.add_argument("--base", help="folder or hub name of the base, instead of --bank")
     command.add_argument(
@@ -106,7 +109,7 @@ def add_common(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="the variant to move towards, or several to find the best mix of; beside --base, NAME=SOURCE",
+        help=variant,
     )
     command.add_argument(
         "--line", help="where to move instead: airline..finance, or to a recipe: finance@0.4+airline@0.2"

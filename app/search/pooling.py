@@ -29,12 +29,16 @@ ROUNDS = 400
 
 @dataclass(frozen=True)
 class Pooled:
-    """For K segments: posterior means of t and T (K,), and the interval of t (K, 2). `scatter` is s of the t's."""
+    """For K segments: posterior means of t and T (K,), and the interval of t (K, 2). `scatter` is s of the t's.
+
+    `evidence` (K,) is the log of how likely each segment's labels are along this line, whatever its t and T are.
+    """
 
     t: NDArray[np.float64]
     temperature: NDArray[np.float64]
     interval: NDArray[np.float64]
     scatter: float
+    evidence: NDArray[np.float64]
 
 
 def loss_sums(
@@ -75,7 +79,8 @@ def pooled_settings(
     start = np.array([ts[best[:, 0]].mean(), np.log(0.2), log_t[best[:, 1]].mean(), np.log(0.2)])
     found = minimize(misfit, start, method="Nelder-Mead", options={"maxiter": ROUNDS, "xatol": 1e-3, "fatol": 1e-3}).x
     joint = posterior(found)
-    share = np.exp(joint - logsumexp(joint, axis=(1, 2), keepdims=True))  # (K, G, H)
+    evidence = logsumexp(joint, axis=(1, 2))
+    share = np.exp(joint - evidence[:, None, None])  # (K, G, H)
     of_t = share.sum(axis=2)
     reached = of_t.cumsum(axis=1)
     ends = [(reached >= edge - 1e-12).argmax(axis=1) for edge in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)]
@@ -84,6 +89,7 @@ def pooled_settings(
         temperature=np.exp(share.sum(axis=1) @ log_t),
         interval=np.stack([ts[end] for end in ends], axis=1),
         scatter=float(np.exp(found[1])),
+        evidence=np.asarray(evidence),
     )
 
 

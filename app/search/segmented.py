@@ -1,8 +1,4 @@
-"""Labelled texts with their segments, and what is fitted on any part of them: one t, t's by segment, router, gain.
-
-A part is a mask of texts, so that the same code fits the table that is served and what judges it on texts that had no
-say in it.
-"""
+"""What segments ask for along one line: one t, t's by segment, and the gain of entropies, on any part of the texts."""
 
 from __future__ import annotations
 
@@ -12,16 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.sparse import csr_array, vstack
-from scipy.special import expit, log_softmax, logit, logsumexp, softmax
+from scipy.special import expit, log_softmax, logit, logsumexp
 
-from app.errors import BadData
 from app.search.choice import LEVEL
-from app.search.dataset import Dataset
 from app.search.judge import Scored
-from app.search.pool import Pool
 from app.search.pooling import TEMPERATURES, Pooled, loss_sums, pooled_settings
-from app.search.routing import fit, fitted_penalty, hashed
+from app.search.segment_texts import SegmentTexts, Weights
 from app.search.temperature import HIGHEST, LOWEST, fitted_beta
 from app.serving.segment_table import Entropy
 
@@ -41,64 +33,68 @@ DAWIN = (1.0, 0.0)
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Of a part of the texts: mean losses (K, G, H) of each segment at G t's and H temperatures, the segments' shares
+    (K,), and how many independent texts each has (K,)."""
+
+    means: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    temperatures: NDArray[np.float64]
+
+    @property
+    def whole(self) -> NDArray[np.float64]:
+        """Of all segments together, (G, H)."""
+        return np.asarray(np.tensordot(self.shares, self.means, axes=1))
+
+    def temperatures_at(self, t: int, ts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The temperature of each segment (K,) where all have one t, which is given by its place."""
+        return pooled_settings(self.means[:, t : t + 1], self.sizes, ts[t : t + 1], self.temperatures).temperature
+
+
+@dataclass(frozen=True)
 class Fitted:
-    """What a part of the texts asks for. `router` is W and b, `end_temperatures` are those of base and variant."""
+    """What a part of the texts asks for. `entropy` and `dawin` are the rules with a fitted gain and as published."""
 
     t: float
     temperature: float
     interval: tuple[float, float]
     by_segment: Pooled
     temperatures_at_t: NDArray[np.float64]
-    router: tuple[NDArray[np.float64], NDArray[np.float64]]
+    router: Weights
     entropy: Entropy
     dawin: Entropy
 
+    @property
+    def scatter(self) -> float:
+        """That of the segments' t's."""
+        return self.by_segment.scatter
+
 
 class Segmented:
-    """N labelled texts of K segments, with logits (G, N, C) at the t's of a curve.
+    """Texts of segments with their logits (G, N, C) at the t's of a curve."""
 
-    Segments are those of the data sets' columns; several data sets without are a segment each. Raises `BadData` where
-    there are less than two.
-    """
+    methods: Mapping[str, str] = METHODS
+    chooses = "a t"
+    against = "one t"
 
-    def __init__(self, datasets: Sequence[Dataset], shares: Sequence[float], curve: Scored) -> None:
-        pool = Pool.of(datasets, shares)
-        if len(datasets) == 1 and datasets[0].segments is None:
-            raise BadData(f"{datasets[0].name}: cannot tell which column holds the segment; name it by --segment")
-        if pool.groups is None or len(pool.group_names) < 2:
-            raise BadData("all texts are of one segment; at least two are needed")
-        self.pool = pool
-        self.names: tuple[str, ...] = pool.group_names
-        self.segments: NDArray[np.int64] = pool.groups
+    def __init__(self, texts: SegmentTexts, curve: Scored) -> None:
+        self.texts = texts
         self.ts = curve.ts
-        self.texts = [text for dataset in datasets for text in dataset.texts]
-        self.logits = np.concatenate([curve.logits(d, curve.ts) for d in range(len(datasets))], axis=1)
-        self.features = hashed(self.texts)
+        self.logits = np.concatenate([curve.logits(d, curve.ts) for d in range(len(texts.datasets))], axis=1)
 
     def fit(self, parts: Sequence[NDArray[np.bool_]], unlabelled: Sequence[tuple[str, str]] = ()) -> list[Fitted]:
-        """What each part (N,) of the texts asks for. `unlabelled` are more texts with their segments, for the router;
-        those that are among the labelled ones are left out."""
-        beta = fitted_beta(self.logits, self.pool.labels, self.pool.weights)
-        scores = [self._loss(t, beta[t]) for t in range(len(self.ts))]
-        temperatures = np.clip(TEMPERATURES / beta[int(np.argmin(scores))], LOWEST, HIGHEST)
-        losses, shares = self._losses(parts, temperatures)
-        labelled, known = set(self.texts), {name: index for index, name in enumerate(self.names)}
-        extra = [(text, known[name]) for text, name in unlabelled if name in known and text not in labelled]
-        features = vstack([self.features, hashed([text for text, _ in extra])]) if extra else self.features
-        more = np.array([segment for _, segment in extra], dtype=np.int64)
-        penalty = self._penalty(features, more)
-        return [
-            self._fitted(part, losses[index], shares[index], temperatures, csr_array(features), more, penalty)
-            for index, part in enumerate(parts)
-        ]
+        """What each part (N,) of the texts asks for. `unlabelled` are more texts, with segments, for the router."""
+        _, temperature = self.best()
+        losses = self.losses(parts, temperatures_around(temperature))
+        routers = self.texts.routers(parts, unlabelled)
+        return [self._fitted(*of_part) for of_part in zip(parts, losses, routers, strict=True)]
 
-    def settings(self, fitted: Fitted, texts: Segmented) -> Mapping[str, Settings]:
+    def settings(self, fitted: Fitted, judged: Segmented) -> Mapping[str, Settings]:
         """t and temperature of every text by every method; the texts' segments are among those that were fitted."""
-        n = len(texts.pool)
-        position = {name: index for index, name in enumerate(self.names)}
-        own = np.array([position[name] for name in texts.names])[texts.segments]
-        w, b = fitted.router
-        likely = softmax(texts.features @ w + b, axis=1)
+        n = len(judged.texts)
+        own = self.texts.own(judged.texts)
+        likely = self.texts.likely(fitted.router, judged.texts)
         by = fitted.by_segment
         one = np.full(n, fitted.t)
         return {
@@ -106,15 +102,20 @@ class Segmented:
             "one t, T by segment": (one, fitted.temperatures_at_t[own]),
             "segment": (by.t[own], by.temperature[own]),
             "router": (likely @ by.t, np.exp(likely @ np.log(by.temperature))),
-            "dawin": (texts.t_by_entropy(fitted.dawin), np.full(n, fitted.dawin.temperature)),
-            "entropy": (texts.t_by_entropy(fitted.entropy), np.full(n, fitted.entropy.temperature)),
+            "dawin": (judged.t_by_entropy(fitted.dawin), np.full(n, fitted.dawin.temperature)),
+            "entropy": (judged.t_by_entropy(fitted.entropy), np.full(n, fitted.entropy.temperature)),
         }
 
-    def routed_rightly(self, fitted: Fitted, texts: Segmented) -> NDArray[np.bool_]:
-        """Whether the likeliest segment of each text is its own, (N,)."""
-        w, b = fitted.router
-        guessed = np.array(self.names)[(texts.features @ w + b).argmax(axis=1)]
-        return np.asarray(guessed == np.array(texts.names)[texts.segments])
+    def answers(self, fitted: Fitted, judged: Segmented) -> dict[str, NDArray[np.float64]]:
+        """Log probabilities (N, C) of every text by every method."""
+        return {name: judged.log_probabilities(s) for name, s in self.settings(fitted, judged).items()}
+
+    def best(self) -> tuple[float, float]:
+        """The log loss of all texts at the best t with the temperature that fits it, and that temperature."""
+        beta = fitted_beta(self.logits, self.texts.pool.labels, self.texts.pool.weights)
+        losses = [self._loss(t, beta[t]) for t in range(len(self.ts))]
+        best = int(np.argmin(losses))
+        return losses[best], 1 / float(beta[best])
 
     def at(self, ts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Logits (N, C), each text at a t (N,) of its own, by a straight line between the t's next to it."""
@@ -134,70 +135,40 @@ class Segmented:
         variant = _entropies(self.logits[-1] / entropy.variant_temperature)
         return np.asarray(expit(entropy.gain * (base - variant) + entropy.offset))
 
-    def _loss(self, t: int, beta: float) -> float:
-        log_p = log_softmax(self.logits[t] * beta, axis=1)
-        return -float(log_p[np.arange(len(self.pool)), self.pool.labels] @ self.pool.weights)
-
-    def _losses(
-        self, parts: Sequence[NDArray[np.bool_]], temperatures: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean losses (parts, K, G, H) of each segment in each part, and the segments' shares (parts, K)."""
-        k, n = len(self.names), len(self.pool)
-        weights = np.concatenate([self.pool.restricted(part) for part in parts])
-        columns = np.concatenate([self.segments + index * k for index in range(len(parts))])
-        members = csr_array((weights, (np.tile(np.arange(n), len(parts)), columns)), shape=(n, k * len(parts)))
-        sums = loss_sums(self.logits, self.pool.labels, temperatures, members)
+    def losses(self, parts: Sequence[NDArray[np.bool_]], temperatures: NDArray[np.float64]) -> list[Losses]:
+        """Those of each part at these temperatures (H,)."""
+        k, members = len(self.texts.names), self.texts.members(parts)
+        sums = loss_sums(self.logits, self.texts.pool.labels, temperatures, members)
         shares = np.asarray(members.sum(axis=0)).ravel()
         means = sums / np.where(shares > 0, shares, 1)[:, None, None]
-        return means.reshape(len(parts), k, *means.shape[1:]), shares.reshape(len(parts), k)
+        return [
+            Losses(means[i * k : (i + 1) * k], shares[i * k : (i + 1) * k], self.texts.sizes(part), temperatures)
+            for i, part in enumerate(parts)
+        ]
 
-    def _penalty(self, features: csr_array, more: NDArray[np.int64]) -> float:
-        segments = np.concatenate([self.segments, more])
-        share = np.bincount(self.segments, self.pool.weights, len(self.names)).astype(np.float64)
-        return fitted_penalty(csr_array(features), segments, _spread(segments, share), len(self.names))
+    def _loss(self, t: int, beta: float) -> float:
+        log_p = log_softmax(self.logits[t] * beta, axis=1)
+        return -float(log_p[np.arange(len(self.texts)), self.texts.pool.labels] @ self.texts.pool.weights)
 
-    def _fitted(
-        self,
-        part: NDArray[np.bool_],
-        losses: NDArray[np.float64],
-        shares: NDArray[np.float64],
-        temperatures: NDArray[np.float64],
-        features: csr_array,
-        more: NDArray[np.int64],
-        penalty: float,
-    ) -> Fitted:
-        sizes = np.array([self._size(part & (self.segments == k)) for k in range(len(self.names))])
-        whole = np.tensordot(shares, losses, axes=1)  # (G, H)
-        t, temperature = np.unravel_index(whole.argmin(), whole.shape)
-        at_t = pooled_settings(losses[:, t : t + 1], sizes, self.ts[t : t + 1], temperatures)
-        kept = np.concatenate([part, np.ones(len(more), dtype=bool)])
-        segments = np.concatenate([self.segments, more])[kept]
-        router = fit(features[kept], segments, _spread(segments, shares), len(self.names), penalty)
-        dawin, entropy = self._entropy(part, float(self.ts[t]), float(temperatures[temperature]))
+    def _fitted(self, part: NDArray[np.bool_], losses: Losses, router: Weights) -> Fitted:
+        whole = losses.whole
+        t, h = (int(place) for place in np.unravel_index(whole.argmin(), whole.shape))
+        temperature = float(losses.temperatures[h])
+        dawin, entropy = self._entropy(part, float(self.ts[t]), temperature)
         return Fitted(
             t=float(self.ts[t]),
-            temperature=float(temperatures[temperature]),
-            interval=self._interval(whole.min(axis=1) * sizes.sum()),
-            by_segment=pooled_settings(losses, sizes, self.ts, temperatures),
-            temperatures_at_t=at_t.temperature,
+            temperature=temperature,
+            interval=interval_of(whole.min(axis=1) * losses.sizes.sum(), self.ts),
+            by_segment=pooled_settings(losses.means, losses.sizes, self.ts, losses.temperatures),
+            temperatures_at_t=losses.temperatures_at(t, self.ts),
             router=router,
             entropy=entropy,
             dawin=dawin,
         )
 
-    def _size(self, part: NDArray[np.bool_]) -> float:
-        """Independent texts: the groups among them."""
-        return float(len(np.unique(self.pool.clusters[part])))
-
-    def _interval(self, misfit: NDArray[np.float64]) -> tuple[float, float]:
-        """Where the single t lies, from n times the loss at every t (G,)."""
-        reached = np.exp(-misfit - logsumexp(-misfit)).cumsum()
-        low, high = (self.ts[(reached >= edge - 1e-12).argmax()] for edge in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return float(low), float(high)
-
     def _entropy(self, part: NDArray[np.bool_], t: float, temperature: float) -> tuple[Entropy, Entropy]:
         """The published rule and the best gain and offset, each with the temperature that fits its answers."""
-        labels, weights = self.pool.labels, self.pool.restricted(part)
+        labels, weights = self.texts.pool.labels, self.texts.pool.restricted(part)
         ends = np.clip(1 / fitted_beta(self.logits[[0, -1]], labels, weights), LOWEST, HIGHEST)
 
         def ruled(gain: float, offset: float, at: float) -> Entropy:
@@ -217,10 +188,16 @@ class Segmented:
         return made[0], made[1]
 
 
-def _spread(segments: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights (N,) with which each segment has its share, however many of its texts there are."""
-    counts = np.bincount(segments, minlength=len(shares))
-    return np.asarray((shares / np.maximum(counts, 1))[segments])
+def temperatures_around(temperature: float) -> NDArray[np.float64]:
+    """The temperatures looked at (H,), around the one that fits all texts."""
+    return np.clip(TEMPERATURES * temperature, LOWEST, HIGHEST)
+
+
+def interval_of(misfit: NDArray[np.float64], ts: NDArray[np.float64]) -> tuple[float, float]:
+    """Where a single t lies, from n times the loss at every t (G,)."""
+    reached = np.exp(-misfit - logsumexp(-misfit)).cumsum()
+    low, high = (ts[(reached >= edge - 1e-12).argmax()] for edge in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
 
 
 def _entropies(logits: NDArray[np.float64]) -> NDArray[np.float64]:

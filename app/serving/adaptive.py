@@ -1,8 +1,10 @@
-"""A t for each text: `finance@auto` by the segment that it comes from, `finance@auto:entropy` by how sure the ends are.
+"""A t for each text: `finance@auto` by the segment that it comes from, `finance@auto:entropy` by how sure the ends are,
+and `auto` a variant and its t by the segment.
 
 A segment that the caller names is looked up in a table. Where none is named, a router guesses it from the words and the
-t's of all segments are mixed by how likely each one is, which loses less than betting on the likeliest. A segment that
-the table lacks gets the t that is best for all: traffic goes on when a channel is opened, and the reply says `pooled`.
+t's of all segments are mixed by how likely each one is, which loses less than betting on the likeliest; across variants
+only of those that want the likeliest variant. A segment that the table lacks gets what is best for all: traffic goes on
+when a channel is opened, and the reply says `pooled`.
 
 What comes out is an ordinary recipe for each text, and a batch takes any of them side by side. A t that is computed is
 rounded to hundredths, so that blends and remembered predictions are shared.
@@ -22,9 +24,9 @@ from torch import Tensor
 from app.errors import UnknownSegments
 from app.models.tokens import Text
 from app.serving.live_tables import LiveTables
-from app.serving.segment_table import Entropy, SegmentTable
+from app.serving.segment_table import Entropy, SegmentTable, Setting
 from app.weights.arena import BASE
-from app.weights.automatic import Auto
+from app.weights.automatic import AUTO, Auto
 from app.weights.recipe import Cookbook, Recipe
 
 DIGITS = 2
@@ -36,7 +38,7 @@ Look = Callable[[Sequence[Text], Recipe], Awaitable[Tensor]]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a text is run with. `by` tells what chose its t, None where the caller did; `segment` is the one that was
+    """What a text is run with. `by` tells what chose it, None where the caller did; `segment` is the one that was
     named, or the likeliest."""
 
     recipe: Recipe
@@ -52,23 +54,24 @@ class Adaptive:
         self.chosen: Counter[str] = Counter()
         self._cookbook = cookbook
 
-    def table(self, variant: str) -> SegmentTable:
-        """Raises `UnknownVariant`, and `UnknownSegments` where nothing was fitted for it."""
-        self._cookbook.read(variant)
-        table = self.tables.now.get(variant)
+    def table(self, name: str) -> SegmentTable:
+        """That of a variant, or of `auto`. Raises `UnknownVariant`, and `UnknownSegments` where nothing was fitted."""
+        if name != AUTO:
+            self._cookbook.read(name)
+        table = self.tables.now.get(name)
         if table is None:
             there = ", ".join(sorted(self.tables.now)) or "none"
+            command = "tween segments DATA" if name == AUTO else f"tween segments DATA --variant {name}"
             raise UnknownSegments(
-                f"no t's by segment were fitted for {variant!r}; there are some for: {there}. `tween segments DATA "
-                f"--variant {variant}` fits them; PUT its segments.json to /v1/segments/{variant}, or name it in the "
-                "bank file"
+                f"no t's by segment were fitted for {name!r}; there are some for: {there}. `{command}` fits them; PUT "
+                f"its segments.json to /v1/segments/{name}, or name it in the bank file"
             )
         return table
 
     def check(self, wanted: Recipe | Auto) -> None:
         """Refuse what no text could be given a t by: raises as `table` does."""
         if isinstance(wanted, Auto):
-            table = self.table(wanted.variant)
+            table = self.table(wanted.table)
             if wanted.by_entropy:
                 _entropy_of(table)
 
@@ -86,7 +89,7 @@ class Adaptive:
                 by_auto.setdefault(asked, []).append(index)
             else:
                 made[index] = Choice(asked)
-        tables = {auto: self.table(auto.variant) for auto in by_auto}
+        tables = {auto: self.table(auto.table) for auto in by_auto}
         for auto, indices in by_auto.items():
             mine = [texts[index] for index in indices]
             if auto.by_entropy:
@@ -104,25 +107,32 @@ class Adaptive:
     def _looked_up(self, table: SegmentTable, segment: str) -> Choice:
         setting = table.segments.get(segment)
         if setting is None:
-            return Choice(self._recipe(table, table.pooled.t, table.pooled.temperature), "pooled")
-        return Choice(self._recipe(table, setting.t, setting.temperature), "segment", segment)
+            return Choice(self._at(table, table.pooled), "pooled")
+        return Choice(self._at(table, setting), "segment", segment)
 
     def _routed(self, table: SegmentTable, texts: Sequence[Text]) -> list[Choice]:
-        """t and log T of all segments, mixed by how likely each one is."""
+        """t and log T of the segments that want the likeliest variant, mixed by how likely each one is."""
         if not texts:
             return []
         if table.router is None:
-            pooled = Choice(self._recipe(table, table.pooled.t, table.pooled.temperature), "pooled")
-            return [pooled] * len(texts)
+            return [Choice(self._at(table, table.pooled), "pooled")] * len(texts)
         settings = [table.segments[name] for name in table.router.segments]
+        likely = table.router.probabilities(texts)  # (N, K)
+        members = list(dict.fromkeys(map(table.member, settings)))
+        wants = torch.tensor([[float(table.member(s) == member) for member in members] for s in settings])  # (K, M)
+        chosen = (likely @ wants).argmax(dim=1)
         values = torch.tensor([[s.t, s.temperature] for s in settings])
         values[:, 1].log_()
-        likely = table.router.probabilities(texts)
-        mixed = likely @ values
+        inside = likely * wants.T[chosen]
+        mixed = (inside @ values) / inside.sum(dim=1, keepdim=True)
         return [
-            Choice(self._recipe(table, t, temperature), "router", table.router.segments[best])
-            for t, temperature, best in zip(
-                mixed[:, 0].tolist(), mixed[:, 1].exp().tolist(), likely.argmax(dim=1).tolist(), strict=True
+            Choice(self._recipe(members[member], t, temperature), "router", table.router.segments[best])
+            for member, t, temperature, best in zip(
+                chosen.tolist(),
+                mixed[:, 0].tolist(),
+                mixed[:, 1].exp().tolist(),
+                likely.argmax(dim=1).tolist(),
+                strict=True,
             )
         ]
 
@@ -130,10 +140,14 @@ class Adaptive:
         entropy = _entropy_of(table)
         ends = (self._cookbook.read(name) for name in (BASE, table.variant))
         ts = t_of_entropies(entropy, *await asyncio.gather(*(look(texts, end) for end in ends)))
-        return [Choice(self._recipe(table, t, entropy.temperature), "entropy") for t in ts.tolist()]
+        return [Choice(self._recipe(table.variant, t, entropy.temperature), "entropy") for t in ts.tolist()]
 
-    def _recipe(self, table: SegmentTable, t: float, temperature: float) -> Recipe:
-        return self._cookbook.read(f"{table.variant}@{t:.{DIGITS}f};temperature={temperature:.{DIGITS}f}")
+    def _at(self, table: SegmentTable, setting: Setting) -> Recipe:
+        return self._recipe(table.member(setting), setting.t, setting.temperature)
+
+    def _recipe(self, member: str, t: float, temperature: float) -> Recipe:
+        at = BASE if member == BASE else f"{member}@{t:.{DIGITS}f}"
+        return self._cookbook.read(f"{at};temperature={temperature:.{DIGITS}f}")
 
 
 def _entropy_of(table: SegmentTable) -> Entropy:

@@ -1,4 +1,4 @@
-"""The tables of segments that `VARIANT@auto` goes by: those put live, on every pod, else those of the bank file.
+"""The tables that `VARIANT@auto` and `auto` go by: those put live, on every pod, else those of the bank file.
 
 A table is put live as an alias is moved: its document in Redis is replaced in one step, provided that it is still the
 one it started from, and pods follow (`following.py`). A live table goes before the one of the bank file. There is one
@@ -18,6 +18,8 @@ from app.cache.document_store import DocumentStore
 from app.errors import BadSegments, SegmentsConflict, TweenError, UnknownSegments
 from app.serving.following import Following, stands_at
 from app.serving.segment_table import SegmentTable, table_of
+from app.weights.arena import BASE
+from app.weights.automatic import AUTO
 from app.weights.recipe import Cookbook
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class Replaced:
 
 
 class LiveTables:
-    """By variant, the table that this pod goes by: `now`."""
+    """By variant or `auto`, the table that this pod goes by: `now`."""
 
     def __init__(
         self, cookbook: Cookbook, fingerprint: str, filed: Mapping[str, SegmentTable], store: DocumentStore | None
@@ -118,7 +120,8 @@ class LiveTables:
         `UnknownVariant`, `BadSegments` for a table that cannot be read, is another variant's, was fitted on other
         weights or leads to recipes that are not allowed here, and `RedisAway`.
         """
-        self._cookbook.read({"variant": variant})
+        if variant != AUTO:
+            self._cookbook.read({"variant": variant})
         table = self._served(variant, document)
         if table.bank != self._fingerprint:
             raise BadSegments(
@@ -177,10 +180,11 @@ class LiveTables:
     def _served(self, variant: str, document: object) -> SegmentTable:
         """A table whose recipes can all be served here; raises `BadSegments`."""
         table = table_of(document).checked(variant, self._cookbook.variants)
-        for name, setting in [("pooled", table.pooled), *table.segments.items()]:
-            recipe = {"variant": variant, "t": setting.t, "temperature": setting.temperature}
+        for name, setting in table.settings:
+            member = table.member(setting)
+            t = {} if member == BASE else {member: setting.t}
             try:
-                self._cookbook.read(recipe)
+                self._cookbook.read({"t": t, "temperature": setting.temperature})
             except TweenError as reason:
                 raise BadSegments(f"segment {name[:60]!r}: {reason}") from None
         return table

@@ -1,5 +1,8 @@
 """A t for each segment, and what guesses the segment of a text: what `tween segments` fits, as one JSON file.
 
+The table of `auto` is of all variants: each of its settings names the member that its t is of. A table of one variant
+is written as it was before there were such ones, so that older services read it.
+
 Weights of the router are float16 in base64, for a file of some hundred kilobytes.
 """
 
@@ -16,8 +19,11 @@ import torch
 
 from app.errors import BadSegments
 from app.serving.router import BUCKETS, Router
+from app.weights.arena import BASE
+from app.weights.automatic import AUTO
 
-FORMAT = "tween segments 1"
+FORMAT, ACROSS = "tween segments 1", "tween segments 2"
+"""Of the table of one variant, and of the one whose settings name their members."""
 MAX_SEGMENTS = 1_000
 MAX_BIAS = 1e6
 MAX_NAME = 200
@@ -27,12 +33,16 @@ MAX_TEXTS = 2**53 - 1
 
 @dataclass(frozen=True)
 class Setting:
-    """A t and the temperature that fits there, the interval (95 %) of t, and how many labelled texts told so."""
+    """A t and the temperature that fits there, the interval (95 %) of t, and how many labelled texts told so.
+
+    `variant` is what the t is of where the table does not say: the base, whose t is 0, or a variant.
+    """
 
     t: float
     temperature: float
     interval: tuple[float, float]
     texts: int
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class Entropy:
 
 @dataclass(frozen=True, eq=False)
 class SegmentTable:
-    """What was fitted for one variant on the bank of that fingerprint; `pooled` is the best single t of all texts."""
+    """What was fitted for one variant, or as `auto` for all, on the bank of that fingerprint; `pooled` is what is best
+    for all texts together."""
 
     variant: str
     bank: str
@@ -61,21 +72,36 @@ class SegmentTable:
     entropy: Entropy | None
 
     def checked(self, variant: str, variants: Sequence[str]) -> SegmentTable:
-        """Itself, if it is the table of this variant of the bank; else raises `BadSegments`."""
-        if self.variant != variant or variant not in variants:
+        """Itself, if it is the table of this variant of the bank, or of `auto`; else raises `BadSegments`."""
+        if self.variant != variant or variant not in (AUTO, *variants):
             raise BadSegments(
                 f"a table for {self.variant[:60]!r} is given for {variant[:60]!r}; loaded: {', '.join(variants)}"
             )
+        for name, setting in self.settings:
+            if self.member(setting) not in (BASE, *variants):
+                raise BadSegments(
+                    f"segment {name[:60]!r} goes by {self.member(setting)[:60]!r}; loaded: "
+                    f"{', '.join((BASE, *variants))}"
+                )
         return self
+
+    @property
+    def settings(self) -> list[tuple[str, Setting]]:
+        """All settings with their names, the pooled one first."""
+        return [("pooled", self.pooled), *self.segments.items()]
+
+    def member(self, setting: Setting) -> str:
+        """What the setting's t is of."""
+        return setting.variant or self.variant
 
     def document(self) -> dict[str, Any]:
         """As JSON; `table_of` reads it back."""
         return {
-            "format": FORMAT,
+            "format": ACROSS if self.variant == AUTO else FORMAT,
             "variant": self.variant,
             "bank": self.bank,
-            "pooled": asdict(self.pooled),
-            "segments": {name: asdict(setting) for name, setting in self.segments.items()},
+            "pooled": _filled(self.pooled),
+            "segments": {name: _filled(setting) for name, setting in self.segments.items()},
             "entropy": None if self.entropy is None else asdict(self.entropy),
             "router": None if self.router is None else _written(self.router),
         }
@@ -93,14 +119,20 @@ def read_table(path: Path) -> SegmentTable:
 
 def table_of(document: object) -> SegmentTable:
     """The table that `document` wrote; raises `BadSegments` with the first thing that does not fit."""
-    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
-        raise BadSegments(f"this is no table of segments: its 'format' is not {FORMAT!r}; `tween segments` writes one")
+    if not isinstance(document, Mapping) or document.get("format") not in (FORMAT, ACROSS):
+        raise BadSegments(
+            f"this is no table of segments: its 'format' is not {FORMAT!r} or {ACROSS!r}; `tween segments` writes one"
+        )
+    across = document["format"] == ACROSS
     try:
-        segments = {_named(name): _setting(value) for name, value in document["segments"].items()}
+        variant = str(document["variant"])
+        if (variant == AUTO) != across:
+            raise ValueError(f"the format {ACROSS!r} is that of {AUTO!r}, and of no other table")
+        segments = {_named(name): _setting(value, across) for name, value in document["segments"].items()}
         table = SegmentTable(
-            variant=str(document["variant"]),
+            variant=variant,
             bank=str(document["bank"]),
-            pooled=_setting(document["pooled"]),
+            pooled=_setting(document["pooled"], across),
             segments=segments,
             router=None if document["router"] is None else _router(document["router"], segments),
             entropy=None if document["entropy"] is None else _entropy(document["entropy"]),
@@ -109,6 +141,10 @@ def table_of(document: object) -> SegmentTable:
         raise BadSegments(f"the table of segments has no entry {missing}") from None
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise BadSegments(f"the table of segments cannot be read: {error}") from None
+    if across and table.entropy is not None:
+        raise BadSegments(
+            "entropies choose a t along one line, so the table of 'auto' has none: 'entropy' must be null"
+        )
     if not 0 < len(segments) <= MAX_SEGMENTS:
         raise BadSegments(f"the table has {len(segments)} segments; it may have 1 to {MAX_SEGMENTS}")
     return table
@@ -124,13 +160,22 @@ def _named(name: str) -> str:
     return name
 
 
-def _setting(value: Mapping[str, Any]) -> Setting:
+def _filled(setting: Setting) -> dict[str, Any]:
+    """Without the variant, where it names none."""
+    return {field: value for field, value in asdict(setting).items() if value is not None}
+
+
+def _setting(value: Mapping[str, Any], across: bool) -> Setting:
     low, high = value["interval"]
+    variant = value["variant"] if across else None
+    if across and not isinstance(variant, str):
+        raise ValueError(f"variant is {str(variant)[:20]!r}, and must be the name of one, or {BASE!r}")
     return Setting(
-        _number("t", value["t"], 0, 1),
+        _number("t of the base", value["t"], 0, 0) if variant == BASE else _number("t", value["t"], 0, 1),
         _number("temperature", value["temperature"], 0.05, 20),
         (_number("interval", low, 0, 1), _number("interval", high, 0, 1)),
         int(_number("texts", value["texts"], 0, MAX_TEXTS)),
+        variant,
     )
 
 

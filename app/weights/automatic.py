@@ -1,4 +1,5 @@
-"""What asks for a t that is chosen for each text: `finance@auto`, by its segment, and `finance@auto:entropy`."""
+"""What asks for a choice for each text: `finance@auto` for a t by its segment, `finance@auto:entropy`, and `auto` for a
+variant and a t by its segment."""
 
 from __future__ import annotations
 
@@ -6,25 +7,34 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-AUTO = re.compile(r"\s*([A-Za-z0-9_-]+)\s*@\s*auto\s*(:\s*entropy\s*)?")
+AUTO = "auto"
+"""The recipe that leaves the variant open, too; its table has the same name."""
+PATTERN = re.compile(r"\s*(?:auto|([A-Za-z0-9_-]+)\s*@\s*auto\s*(:\s*entropy\s*)?)\s*")
 
 
 @dataclass(frozen=True)
 class Auto:
-    """A t of this variant is to be chosen for each text."""
+    """A t of this variant is to be chosen for each text; without one, a variant and its t."""
 
-    variant: str
-    by_entropy: bool
+    variant: str | None
+    by_entropy: bool = False
 
     @property
     def text(self) -> str:
         """The canonical text; reading it back gives this."""
-        return f"{self.variant}@auto{':entropy' if self.by_entropy else ''}"
+        return AUTO if self.variant is None else f"{self.variant}@{AUTO}{':entropy' if self.by_entropy else ''}"
+
+    @property
+    def table(self) -> str:
+        """The name of the table that it goes by."""
+        return self.variant or AUTO
 
 
 def automatic(recipe: object) -> Auto | None:
-    """What `finance@auto`, or `{"variant": "finance", "t": "auto"}`, asks for; None for any other recipe."""
-    if isinstance(recipe, Mapping) and set(recipe) == {"variant", "t"} and isinstance(recipe["t"], str):
-        recipe = f"{recipe['variant']}@{recipe['t']}"
-    found = AUTO.fullmatch(recipe) if isinstance(recipe, str) else None
+    """What `finance@auto` or `{"variant": "finance", "t": "auto"}`, and `auto` or `{"t": "auto"}` ask for; None for any
+    other recipe."""
+    if isinstance(recipe, Mapping) and set(recipe) <= {"variant", "t"} and isinstance(recipe.get("t"), str):
+        t = recipe["t"].strip()
+        recipe = f"{recipe['variant']}@{t}" if "variant" in recipe else t if t == AUTO else None
+    found = PATTERN.fullmatch(recipe) if isinstance(recipe, str) else None
     return Auto(found[1], found[2] is not None) if found else None

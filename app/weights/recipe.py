@@ -25,7 +25,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
-from app.weights.automatic import Auto, automatic
+from app.weights.automatic import AUTO, Auto, automatic
 
 BASE = "base"
 Share = float | tuple[float, float]
@@ -39,7 +39,7 @@ NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e-?\d{1,9})?", flags=re.ASCII)
 Ends = tuple[Decimal, Decimal]
 """t in the first and in the last layer."""
 ONE = (Decimal(1), Decimal(1))
-RESERVED = frozenset({BASE, "auto", "exp"})
+RESERVED = frozenset({BASE, AUTO, "exp"})
 LATER_METHODS = ("slerp", "ties", "dare", "della", "fisher", "regmean", "lines", "stock", "soup")
 
 
@@ -123,13 +123,15 @@ class Cookbook:
         raise BadRecipe(f"a recipe is a text such as '{self._example}' or an object, not {_shown(recipe)}")
 
     def wanted(self, recipe: object) -> Recipe | Auto:
-        """What a call wants that may also want a t for each text: as `read`, or `VARIANT@auto` and aliases of it."""
+        """What a call wants that may also want a t for each text: as `read`, or `VARIANT@auto`, `auto` and aliases of
+        them."""
         if names_alias(recipe):
             return self._behind(str(recipe).strip())
         auto = automatic(recipe)
         if auto is None:
             return self.read(recipe)
-        self._member(auto.variant)
+        if auto.variant is not None:
+            self._member(auto.variant)
         return auto
 
     def _blend_behind(self, text: str) -> Recipe:
@@ -157,6 +159,11 @@ class Cookbook:
         if not text:
             raise BadRecipe(f"the recipe is empty; write one such as '{self._example}' or 'base'")
         method, colon, rest = text.partition(":")
+        if colon and method.strip() == AUTO:
+            raise BadRecipe(
+                f"{_shown(text)}: entropies choose a t along one line, so name its variant, as in "
+                f"'{self._any_variant}@auto:entropy'; 'auto' takes nothing"
+            )
         if colon and "@" not in method and method != "exp":
             self._check_method(method.strip())
             text = rest.strip()
@@ -238,6 +245,10 @@ class Cookbook:
 
     def _t_of(self, recipe: Mapping[object, object]) -> dict[str, Ends]:
         given = recipe.get("t")
+        if given == AUTO:
+            raise BadRecipe(
+                "t = 'auto' is no blend: with a variant or alone, it gives each text of /v1/predict its own t"
+            )
         if isinstance(given, Mapping):
             if "variant" in recipe:
                 raise BadRecipe("give either 'variant' with a number as t, or t by variant, not both")
@@ -301,6 +312,10 @@ class Cookbook:
         if name == BASE or name in self.variants:
             assert isinstance(name, str)
             return name
+        if name == AUTO:
+            raise BadRecipe(
+                "'auto' is no member: alone, it gives each text of /v1/predict the variant and t of its segment"
+            )
         raise UnknownVariant(f"no variant {_shown(name)}; loaded: {self._loaded}")
 
     def _add(self, t: dict[str, Ends], name: object, value: Ends) -> None:

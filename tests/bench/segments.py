@@ -1,70 +1,145 @@
-"""What a t by segment gains: `python -m tests.bench.segments DATA [VARIANT ...]` for a folder of domains.
+"""What a t, or a variant and a t, by segment gains: `python -m tests.bench.segments DATA [VARIANT ...]`.
 
-The segments are the domains (see `domains.py`), all counted alike. One t, t's by segment, router and gain of entropies
-are fitted on validation texts and judged on test texts; "guessed" never sees the segment of a test text. What the same
-fit gains on the test texts themselves tells how much of a gain this bank has to give.
+DATA is a folder of domains (see `domains.py`), which are the segments, all counted alike. One t, t's by segment,
+router and gain of entropies are fitted on validation texts and judged on test texts; "guessed" never sees the segment
+of a test text. What the same fit gains on the test texts themselves tells how much of a gain this bank has to give. The
+rows `auto` are across the variants, and the second table holds them against each variant's own best t.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from app.demo.build import cache_folder
 from app.models.bank import BankSpec
+from app.search import across_variants, segmented
+from app.search.across_variants import AcrossVariants
 from app.search.by_segment import Gain, gains_of
 from app.search.curve import Curve
 from app.search.dataset import Columns, dataset_of
 from app.search.line import Line
 from app.search.local import LocalProvider
 from app.search.passes import FolderStore, Passes
-from app.search.segmented import METHODS, Segmented
+from app.search.segment_texts import SegmentTexts
+from app.search.segmented import Segmented
 from tests.bench.choosing_t import MOST_TEST_TEXTS
 from tests.bench.domains import bank_of, domains_of, read
 
 DRAWS, SEED = 2000, 0
-HINDSIGHT = {"hindsight": "t by declared segment, fitted on the test texts: out of reach"}
+LogP = dict[str, NDArray[np.float64]]
+TITLES = {
+    **segmented.METHODS,
+    **across_variants.METHODS,
+    "segment": "by declared segment",
+    "router": "by guessed segment",
+    "hedge": "by guessed segment, t times how likely its variant is",
+    "hindsight": "by declared segment, fitted on the test texts: out of reach",
+}
 
 
-def segmented(data: Path, split: str, line: Line, provider: LocalProvider) -> Segmented:
+def texts_of(data: Path, split: str, labels: list[str]) -> SegmentTexts:
     """All domains' texts of a split, each domain a segment."""
     datasets = []
     for domain in domains_of(data):
         examples = read(data, domain, split)[: MOST_TEST_TEXTS if split == "test" else None]
         rows = ((f"text {i}", {"text": e.text, "label": e.label}) for i, e in enumerate(examples))
-        datasets.append(dataset_of(domain, rows, provider.labels, Columns()))
-    passes = Passes(provider, FolderStore(cache_folder() / "logits"))
-    return Segmented(datasets, [1.0] * len(datasets), Curve(line, [d.texts for d in datasets], passes))
+        datasets.append(dataset_of(domain, rows, labels, Columns()))
+    return SegmentTexts(datasets, [1.0] * len(datasets))
 
 
 def main(data: Path, variants: list[str]) -> None:
     provider = LocalProvider.load(BankSpec.from_toml(bank_of(data)), torch.device("cpu"), torch.float32, max_tokens=128)
-    print("| variant | choice of t | t | log loss | accuracy | loss gained (95 %) | points gained (95 %) |")
+    passes = Passes(provider, FolderStore(cache_folder() / "logits"))
+    variants = variants or list(provider.cookbook.variants)
+    chooses, judges = (texts_of(data, split, provider.labels) for split in ("validation", "test"))
+
+    def curve(variant: str, texts: SegmentTexts) -> Curve:
+        return Curve(Line.read(variant, provider.cookbook), [dataset.texts for dataset in texts.datasets], passes)
+
+    print("| variant | choice | t | log loss | accuracy | loss gained (95 %) | points gained (95 %) |")
     print("|---" * 7 + "|")
-    for variant in variants or provider.cookbook.variants:
-        line = Line.read(variant, provider.cookbook)
-        chooses, judges = (segmented(data, split, line, provider) for split in ("validation", "test"))
-        (fitted,), (hindsight,) = (d.fit([np.ones(len(d.pool), dtype=bool)]) for d in (chooses, judges))
-        log_p = {name: judges.log_probabilities(s) for name, s in chooses.settings(fitted, judges).items()}
-        log_p["hindsight"] = judges.log_probabilities(judges.settings(hindsight, judges)["segment"])
-        everything = np.ones(len(judges.pool), dtype=bool)
-        gains = gains_of(judges, log_p, everything, DRAWS, SEED)
-        by_name = ", ".join(f"{n} {t:.2f}" for n, t in zip(chooses.names, fitted.by_segment.t, strict=True))
-        right = float(judges.pool.weights @ chooses.routed_rightly(fitted, judges))
-        notes = {
-            "one t": f"{fitted.t:.2f}",
-            "segment": by_name,
-            "router": f"mixed; {100 * right:.1f} % of segments right",
-            "entropy": f"gain {fitted.entropy.gain:.2f}, offset {fitted.entropy.offset:.2f}",
-        }
-        for name, gain in gains.items():
-            print(f"| {variant} | {(METHODS | HINDSIGHT)[name]} | {notes.get(name, '')} | {_row(gain)} |", flush=True)
-        for k, name in enumerate(judges.names):
-            own = gains_of(judges, log_p, judges.segments == k, DRAWS, SEED)["segment"]
-            print(f"| {variant} | {METHODS['segment']}, on {name} alone | | {_row(own)} |", flush=True)
+    singles: LogP = {}
+    for variant in variants:
+        line, test = (Segmented(texts, curve(variant, texts)) for texts in (chooses, judges))
+        title, singles[title] = along_one(variant, line, test)
+    if len(variants) > 1:
+        lines, tests = (AcrossVariants(texts, {v: curve(v, texts) for v in variants}) for texts in (chooses, judges))
+        answers = across_all(lines, tests)
+        print(f"\n| `auto` gains on | choice | all | {' | '.join(judges.names)} |")
+        print("|---" * (3 + len(judges.names)) + "|")
+        for title, one in singles.items():
+            for choice in ("segment", "router"):
+                print(f"| {title} | {TITLES[choice]} | {_against(one, answers[choice], judges)} |", flush=True)
+
+
+def along_one(variant: str, line: Segmented, test: Segmented) -> tuple[str, NDArray[np.float64]]:
+    """Print a variant's rows; its best t, and the answers there."""
+    (fitted,), (hindsight,) = (each.fit([each.texts.everything]) for each in (line, test))
+    log_p = line.answers(fitted, test) | {"hindsight": test.answers(hindsight, test)["segment"]}
+    by_name = (f"{n} {t:.2f}" for n, t in zip(line.texts.names, fitted.by_segment.t, strict=True))
+    notes = {
+        "one t": f"{fitted.t:.2f}",
+        "segment": ", ".join(by_name),
+        "router": _rightly(line.texts.routed_rightly(fitted.router, test.texts), test.texts),
+        "entropy": f"gain {fitted.entropy.gain:.2f}, offset {fitted.entropy.offset:.2f}",
+    }
+    _print(variant, log_p, notes, test.texts, ["segment"])
+    return f"{variant} {fitted.t:.2f}", log_p["one t"]
+
+
+def across_all(lines: AcrossVariants, tests: AcrossVariants) -> LogP:
+    """Print the rows across all variants; the answers."""
+    (fitted,), (hindsight,) = (each.fit([each.texts.everything]) for each in (lines, tests))
+    members, t, temperature = lines.settings(fitted, tests)["router"]
+    of_member = lines.texts.likely(fitted.router, tests.texts) @ np.eye(len(lines.names))[fitted.members]
+    log_p = lines.answers(fitted, tests) | {
+        "hedge": tests.log_probabilities((members, t * of_member.max(axis=1), temperature)),
+        "hindsight": tests.answers(hindsight, tests)["segment"],
+    }
+    by_name = (
+        f"{name}: {lines.names[member]} {t:.2f}"
+        for name, member, t in zip(lines.texts.names, fitted.members, fitted.t, strict=True)
+    )
+    notes = {
+        "one recipe": f"{lines.names[fitted.one.member]} {fitted.one.t:.2f}",
+        "segment": ", ".join(by_name),
+        "router": _rightly(lines.texts.routed_rightly(fitted.router, tests.texts), tests.texts),
+    }
+    _print("auto", log_p, notes, tests.texts, ["segment", "router"])
+    return log_p
+
+
+def _print(variant: str, log_p: LogP, notes: dict[str, str], texts: SegmentTexts, alone: list[str]) -> None:
+    """A row for each choice, and for some of them one for each segment."""
+    for name, gain in gains_of(texts, log_p, texts.everything, DRAWS, SEED).items():
+        print(f"| {variant} | {TITLES[name]} | {notes.get(name, '')} | {_row(gain)} |", flush=True)
+    for segment, inside in _segments(texts):
+        gains = gains_of(texts, log_p, inside, DRAWS, SEED)
+        for name in alone:
+            print(f"| {variant} | {TITLES[name]}, on {segment} alone | | {_row(gains[name])} |", flush=True)
+
+
+def _against(one: NDArray[np.float64], other: NDArray[np.float64], texts: SegmentTexts) -> str:
+    """Loss gained on all texts, and on each segment alone."""
+    cells = []
+    for inside in (texts.everything, *(part for _, part in _segments(texts))):
+        gained = gains_of(texts, {"one": one, "other": other}, inside, DRAWS, SEED)["other"].loss_gained
+        cells.append(f"{gained.value:+.3f} ({gained.low:+.3f} to {gained.high:+.3f})")
+    return " | ".join(cells)
+
+
+def _segments(texts: SegmentTexts) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    return ((name, texts.segments == k) for k, name in enumerate(texts.names))
+
+
+def _rightly(right: NDArray[np.bool_], texts: SegmentTexts) -> str:
+    return f"mixed; {100 * float(texts.pool.weights @ right):.1f} % of segments right"
 
 
 def _row(gain: Gain) -> str:
