@@ -164,20 +164,20 @@ class Batcher:
         run alone.
 
         Who calls from elsewhere takes longer to come back. A batch waits for as many as the last one answered, for a
-        tenth of the time that it took: never where passes are as short as one text's.
+        tenth of the time that it took and while no other unit is free: never where passes are as short as one text's.
         """
-        waiting = -1
+        waiting, until = -1, self._away_until
         while waiting < self.waiting_rows and self._waiting_tokens < ENOUGH_TOKENS:
             waiting = self.waiting_rows
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            if waiting == self.waiting_rows > 0 and self._is_waited_for():
+            if waiting == self.waiting_rows > 0 and self._are_waited_for(until):
                 waiting = -1
                 await asyncio.sleep(TICK)
 
-    def _is_waited_for(self) -> bool:
-        """Whether some whom the last batch answered are not back and may still be so in time."""
-        return self._away > 0 and time.perf_counter() + TICK < self._away_until
+    def _are_waited_for(self, until: float) -> bool:
+        """Whether some whom the last batch answered are not back, may still be so in time, and keep no unit idle."""
+        return self._away > 0 and not self._compute.idle and time.perf_counter() + TICK < until
 
     def _take(self) -> list[tuple[_Job, int]]:
         """The next rows in line: this unit's share of what waits, up to the budget and at least one row. Rows of
