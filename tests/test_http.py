@@ -373,7 +373,7 @@ def test_every_route_is_in_the_specification_with_an_example(client: httpx.Clien
         "/v1/segments/{variant}",
         "/v1/sweeps",
         "/v1/sweeps/{sweep}",
-        *(f"/v1/sweeps/{{sweep}}/{part}" for part in ("events", "plot.svg", "report", "results.json")),
+        *(f"/v1/sweeps/{{sweep}}/{part}" for part in ("events", "plot.svg", "ramp.svg", "report", "results.json")),
         "/v1/aliases",
         "/v1/aliases/{name}",
         "/v1/aliases/{name}/rollback",
