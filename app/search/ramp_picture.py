@@ -33,7 +33,7 @@ def draw(found: Findings, folder: Path) -> None:
         return
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "hatch.linewidth": 0.5}):
         figure = _figure(found, found.ramp)
         figure.savefig(folder / SVG, metadata={"Date": None})
         figure.savefig(folder / PNG, dpi=DPI)
