@@ -455,6 +455,12 @@ BAD: list[tuple[str, object, int, str]] = [
     ("an experiment", {"texts": "ok", "recipe": "exp:tone"}, 404, "no experiment 'tone'"),
     ("a later method", {"texts": "ok", "recipe": "slerp:angry@0.4"}, 422, "method 'slerp'"),
     ("a body that is a list", [1], 422, "the body should be an object in JSON; /docs shows what is in it"),
+    (
+        "a recipe that is a number",
+        {"texts": "ok", "recipe": 5},
+        422,
+        "recipe: Input should be a text or an object or a",
+    ),
     ("a segment that is a number", {"texts": "ok", "segment": 5}, 422, "segment: Input should be a text or a list"),
     ("a body that is null", None, 422, ""),
 ]

@@ -187,9 +187,12 @@ def _sentence(errors: Sequence[dict[str, Any]]) -> tuple[int, str]:
     error = errors[0]
     kind, message = str(error["type"]), str(error["msg"])
     where = [part for part in error["loc"] if part not in ("body", "query", "path")]
-    ways = [SHAPES[one["type"]] for one in errors if one["loc"][:-1] == error["loc"][:-1] and one["type"] in SHAPES]
-    if where[-1:] == ["str"] and len(ways) > 1:  # a recipe is a text or an object, and there is a complaint for each
-        where, message = where[:-1], f"Input should be {' or '.join(ways)}"
+    if len(where) > 1 and where[-1] == "str" and kind == "string_type":
+        # A recipe is a text, an object or a list of them, and there is a complaint about each of these ways.
+        where = [part for part in where[:-1] if not str(part).startswith("union[")]
+        ours = [one for one in errors if one["loc"][: len(where) + 1] == ("body", *where)]
+        ways = dict.fromkeys(SHAPES[one["type"]] for one in ours if one["type"] in SHAPES)
+        message = f"Input should be {' or '.join(ways)}"
     field = ".".join(str(part)[:60] for part in where)
     if kind == "json_invalid":
         position = error["loc"][-1]
