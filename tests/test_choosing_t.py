@@ -69,7 +69,7 @@ def test_a_ramp_is_looked_for_from_the_command_line(run: Run, tmp_path: Path) ->
     done = run("sweep", own, "--variant", "angry", "--ramp", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     ramp = json.loads((tmp_path / "out" / "results.json").read_text())["ramp"]
-    assert ramp["recipe"] in done.stdout and "layer" in done.stdout
+    assert ramp["recipe"] in done.stdout and "layer" in done.stdout and "ramp.png" in done.stdout
 
 
 def test_a_bank_may_be_named_by_its_members_and_a_line_may_run_between_variants(folders: Path, tmp_path: Path) -> None:

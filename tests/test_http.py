@@ -373,7 +373,7 @@ def test_every_route_is_in_the_specification_with_an_example(client: httpx.Clien
         "/v1/segments/{variant}",
         "/v1/sweeps",
         "/v1/sweeps/{sweep}",
-        *(f"/v1/sweeps/{{sweep}}/{part}" for part in ("events", "plot.svg", "report", "results.json")),
+        *(f"/v1/sweeps/{{sweep}}/{part}" for part in ("events", "plot.svg", "ramp.svg", "report", "results.json")),
         "/v1/aliases",
         "/v1/aliases/{name}",
         "/v1/aliases/{name}/rollback",
@@ -454,7 +454,14 @@ BAD: list[tuple[str, object, int, str]] = [
     ("an alias with a t", {"texts": "ok", "recipe": "@prod@0.4"}, 422, "an alias stands alone"),
     ("an experiment", {"texts": "ok", "recipe": "exp:tone"}, 404, "no experiment 'tone'"),
     ("a later method", {"texts": "ok", "recipe": "slerp:angry@0.4"}, 422, "method 'slerp'"),
-    ("a body that is a list", [1], 422, ""),
+    ("a body that is a list", [1], 422, "the body should be an object in JSON; /docs shows what is in it"),
+    (
+        "a recipe that is a number",
+        {"texts": "ok", "recipe": 5},
+        422,
+        "recipe: Input should be a text or an object or a",
+    ),
+    ("a segment that is a number", {"texts": "ok", "segment": 5}, 422, "segment: Input should be a text or a list"),
     ("a body that is null", None, 422, ""),
 ]
 
@@ -480,6 +487,27 @@ def test_a_body_that_is_not_json(lasting: httpx.Client, content: str) -> None:
     reply = lasting.post("/v1/predict", content=content.encode("latin-1"), headers={"Content-Type": "application/json"})
     assert reply.status_code in (400, 422)
     assert problem(reply, reply.status_code)
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/blends", "/v1/spectrum"])
+@pytest.mark.parametrize(
+    ("content", "status", "sentence"),
+    [
+        (b"[1]", 422, "the body should be an object in JSON"),
+        (b'{"texts": "\xff"}', 400, "the body is not JSON in UTF-8"),
+        (b"[" * 50_000 + b"]" * 50_000, 400, "nested too deeply"),
+    ],
+)
+def test_every_route_says_the_same_of_a_body_that_it_cannot_read(
+    lasting: httpx.Client, path: str, content: bytes, status: int, sentence: str
+) -> None:
+    reply = lasting.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert sentence in problem(reply, status)
+
+
+def test_a_recipe_of_another_shape_is_told_which_it_may_have(lasting: httpx.Client) -> None:
+    reply = lasting.post("/v1/blends", json={"recipe": 5})
+    assert problem(reply, 422) == "recipe: Input should be a text or an object"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])

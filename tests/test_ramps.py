@@ -92,12 +92,27 @@ def test_what_is_gained_is_that_of_true_passes() -> None:
     assert sweep.ramp.gained.value == pytest.approx(losses[0] - losses[1], abs=1e-4)
 
 
+def test_every_pair_of_ts_is_told_of_and_what_was_run_beside_them() -> None:
+    sweep = found(Layered().dataset(0.1, 0.9, 300, seed=4))
+    assert sweep.ramp is not None
+    surface = {(place.first, place.last): place.value for place in sweep.ramp.surface}
+    run = {(place.first, place.last): place.value for place in sweep.ramp.run}
+    assert len(surface) == 121 and {*NODES, (0.0, 0.0), (0.35, 0.35), (sweep.best.t, sweep.best.t)} < set(run)
+    assert all(surface[at] == pytest.approx(value, abs=1e-3) for at, value in run.items() if at in surface)
+    best, one_t = run[sweep.ramp.first.value, sweep.ramp.last.value], run[sweep.best.t, sweep.best.t]
+    assert one_t - best == pytest.approx(sweep.ramp.gained.value)
+    at = {point.t: point.value for point in sweep.compared}
+    assert surface[0.5, 0.5] == pytest.approx(at[0.5]), "the diagonal is the line"
+
+
 def test_a_ramp_keeps_the_guards() -> None:
     provider = Layered()
     target = provider.dataset(0.1, 0.9, 300, seed=5)
     general = provider.dataset(0.0, 0.0, 300, seed=6, name="general")
     certain = replace(general, labels=provider.logits(general.texts, COOKBOOK.read("base")).argmax(axis=1))
-    assert found(target, guards=[Guard(certain, "accuracy", 0.0)]).ramp is None, "the base alone is always right"
+    none = found(target, guards=[Guard(certain, "accuracy", 0.0)])
+    assert none.ramp is None, "the base alone is always right"
+    assert "the guards allow none of the ramps that were run" in none.warnings
     free, kept = (
         found(target, guards=guards).ramp
         for guards in ([], [Guard(provider.dataset(0.3, 0.2, 300, seed=7, name="general"), "loss", 0.0)])

@@ -70,6 +70,8 @@ def test_a_page_needs_no_other_file(client: TestClient) -> None:
     assert "warm beats plain by" in reply.text and "<svg" in reply.text
     assert "<b>/report" not in reply.text and "&lt;b&gt;" in reply.text
     assert "http" not in reply.text and "$" not in reply.text
+    assert ">33.33 %<" in reply.text and "Bars: 97.5 %" in reply.text
+    assert "<b>&ndash;</b><small>new units a day" in reply.text, "no day is over yet"
 
 
 def test_another_format_is_refused(client: TestClient) -> None:

@@ -144,7 +144,17 @@ def test_a_ramp_is_looked_for_where_it_is_asked_for_and_can_be_served(service: S
     reply = service.client.post("/v1/predict", json={"texts": "late order", "recipe": ramp["recipe"]})
     assert reply.status_code == 200 and reply.json()["recipe"] == ramp["recipe"]
     assert "t from first layer to last" in service.client.get(f"{url}/report").text
-    assert service.client.get(f"{url}/results.json").json()["ramp"]["recipe"] == ramp["recipe"]
+    results = service.client.get(f"{url}/results.json").json()["ramp"]
+    assert results["recipe"] == ramp["recipe"] and len(results["surface"]) == 121 and "surface" not in ramp
+    drawn = service.client.get(f"{url}/ramp.svg")
+    assert drawn.headers["content-type"] == "image/svg+xml" and b"<svg" in drawn.content
+
+
+def test_where_no_ramp_was_looked_for_there_is_none_to_draw(service: Service) -> None:
+    url = service.client.post("/v1/sweeps", json={"data": rows(30, 9), "variant": "angry"}).headers["location"]
+    assert ended(service.client, url)["ramp"] is None
+    reply = service.client.get(f"{url}/ramp.svg")
+    assert reply.status_code == 409 and 'one is looked for where "ramp" is true' in reply.json()["detail"]
 
 
 GOOD = rows(30, 7)

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.problems import reply_to
+from app.api.problems import NOT_JSON, reply_to
 from app.errors import WrongContentType
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -88,7 +88,7 @@ def parse_json(content: bytes, model: type[Body]) -> Body:
             else [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
         ) from None
     except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is not JSON in UTF-8, nested too deeply, or has an endless number") from None
+        raise HTTPException(400, NOT_JSON) from None
 
 
 def write_json(reply: BaseModel) -> Response:

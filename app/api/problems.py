@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -53,6 +54,19 @@ from app.errors import (
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+NOT_JSON = "the body is not JSON in UTF-8, nested too deeply, or has an endless number"
+FRAMEWORK_CANNOT_READ = "There was an error parsing the body"
+"""What the framework says of such a body."""
+
+SHAPES = {
+    "string_type": "a text",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+"""What a value should be, in JSON's words, by the complaint that it is not."""
 
 # Overload is 429 and never 503: one widely used client repeats a 503 at once and for ever.
 STATUS: dict[type[TweenError], int] = {
@@ -136,7 +150,7 @@ def reply_to(request: Request, error: Exception) -> JSONResponse | None:
     if isinstance(error, TweenError):
         return problem(request, error)
     if isinstance(error, RequestValidationError):
-        return plain_problem(request, *_sentence(error.errors()[0]))
+        return plain_problem(request, *_sentence(error.errors()))
     if isinstance(error, HTTPException):
         return plain_problem(request, error.status_code, _detail(request, error), dict(error.headers or {}))
     return None
@@ -151,6 +165,8 @@ def unexpected(request: Request, error: Exception) -> JSONResponse:
 def _detail(request: Request, error: HTTPException) -> str:
     if error.status_code == 404:
         return f"there is nothing at {request.url.path}; /docs lists what is"
+    if error.status_code == 400 and error.detail == FRAMEWORK_CANNOT_READ:
+        return NOT_JSON
     return str(error.detail)
 
 
@@ -166,10 +182,17 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, expected)
 
 
-def _sentence(error: dict[str, Any]) -> tuple[int, str]:
+def _sentence(errors: Sequence[dict[str, Any]]) -> tuple[int, str]:
     """Status and one sentence for pydantic's first complaint, without a word of what the caller sent."""
+    error = errors[0]
     kind, message = str(error["type"]), str(error["msg"])
     where = [part for part in error["loc"] if part not in ("body", "query", "path")]
+    if len(where) > 1 and where[-1] == "str" and kind == "string_type":
+        # A recipe is a text, an object or a list of them, and there is a complaint about each of these ways.
+        where = [part for part in where[:-1] if not str(part).startswith("union[")]
+        ours = [one for one in errors if one["loc"][: len(where) + 1] == ("body", *where)]
+        ways = dict.fromkeys(SHAPES[one["type"]] for one in ours if one["type"] in SHAPES)
+        message = f"Input should be {' or '.join(ways)}"
     field = ".".join(str(part)[:60] for part in where)
     if kind == "json_invalid":
         position = error["loc"][-1]
@@ -183,4 +206,7 @@ def _sentence(error: dict[str, Any]) -> tuple[int, str]:
         return 422, f"field {field!r} is missing" if field else "the body is missing"
     if kind == "value_error":
         return 422, message.removeprefix("Value error, ")
+    if not field and kind in SHAPES:
+        return 422, f"the body should be {SHAPES[kind]} in JSON; /docs shows what is in it"
+    message = message.replace("valid dictionary", "valid object").replace("valid tuple", "valid list")
     return 422, f"{field}: {message}" if field else message

@@ -28,7 +28,7 @@ def page(name: str, found: Report) -> str:
         at=f"{datetime.fromtimestamp(found.at, UTC):%Y-%m-%d %H:%M} UTC",
         units=f"{outlook.units:,}",
         plan=f"of {outlook.planned_units:,} planned" if outlook.planned_units else "open end",
-        pace=f"{outlook.units_per_day:,.0f}",
+        pace=f"{outlook.units_per_day:,.0f}" if outlook.units_per_day else "&ndash;",  # before the first full day
         days="&ndash;" if outlook.days_to_go is None else str(outlook.days_to_go),
         split=_split(found),
         failures=_list(found.guardrail_failures),
@@ -66,7 +66,7 @@ def _arms(found: Report) -> list[list[str]]:
     rows = [["arm", "share", "units", "window closed", "exposures", "gives the label shown"]]
     for arm in found.arms:
         agreement = "" if arm.agreement is None else f"{100 * arm.agreement:.1f} %"
-        share = "shadow" if arm.shadow else f"{100 * arm.share:g} %"
+        share = "shadow" if arm.shadow else f"{100 * arm.share:.4g} %"
         rows.append([arm.arm, share, f"{arm.units:,}", f"{arm.mature:,}", f"{arm.exposures:,}", agreement])
     return rows
 
@@ -160,7 +160,7 @@ def _intervals(metric: MetricReport) -> str:
     test = metric.comparisons[0].test
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
-        f'<p class="about">Bars: {100 * metric.comparisons[0].confidence:g} %, {test}, valid at every daily look. '
+        f'<p class="about">Bars: {100 * metric.comparisons[0].confidence:.4g} %, {test}, valid at every daily look. '
         "Lines inside: the textbook interval for a single look.</p>"
     )
 

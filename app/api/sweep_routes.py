@@ -27,14 +27,14 @@ from app.api.direct import json_only, parse_json
 from app.api.native import REFUSALS
 from app.api.probes import TheEngine
 from app.api.problems import Problem
-from app.errors import BadData
+from app.errors import BadData, NotDone
 from app.search.dataset import NAMES
 from app.search.folds import FOLDS
 from app.search.jobs import Sweeps
 from app.search.order import Given, Order
 from app.search.report import HTML, JSON
 from app.search.scores import CURVE_METRICS, METRICS
-from app.search.sweep_process import PLOT
+from app.search.sweep_process import PLOT, RAMP
 from app.search.sweep_state import State, Status
 
 CSV_TYPES = ("text/csv", "application/csv", "text/plain")
@@ -315,6 +315,19 @@ async def follow_sweep(
 async def get_plot(sweeps: TheSweeps, sweep: str) -> Response:
     """Scores along t with their intervals, drawn."""
     return Response(await sweeps.file(sweep, PLOT), media_type="image/svg+xml")
+
+
+@router.get(
+    "/{sweep}/ramp.svg",
+    response_class=Response,
+    responses={200: {"content": {"image/svg+xml": {}}}, 409: {"model": Problem}},
+)
+async def get_ramp(sweeps: TheSweeps, sweep: str) -> Response:
+    """What one t in the first layer and another in the last come to, drawn; 409 where no ramp was found."""
+    state = await sweeps.get(sweep)
+    if state.status == "done" and not (state.result or {}).get("ramp"):
+        raise NotDone(f'sweep {sweep} found no ramp to draw: one is looked for where "ramp" is true, within its guards')
+    return Response(await sweeps.file(sweep, RAMP), media_type="image/svg+xml")
 
 
 @router.get(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from math import inf
 from typing import Any
 
 from app.errors import SimulationFailed
@@ -37,8 +38,13 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_simulate(options: argparse.Namespace) -> int:
-    if options.units < 1 or options.best <= 0:
+    if options.units < 1 or not 0 < options.best < inf:
         raise SimulationFailed("--units and --best are above 0")
+    for name in ("base", "late", "twice", "bots"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise SimulationFailed(f"--{name} is a share, from 0 to 1")
+    if not -1 <= options.lift <= 1:
+        raise SimulationFailed("--lift is a difference of shares, from -1 to 1")
     planted = Planted(*(getattr(options, name) for name in ("base", "lift", "best", "late", "twice", "bots")))
     simulation = Simulation(options.server or [SERVER], options.name, planted, options.seed)
     started = time.monotonic()

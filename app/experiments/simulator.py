@@ -103,6 +103,14 @@ def _detail(content: bytes) -> str:
         return ""
 
 
+def _why_nobody_can_come(experiment: Experiment) -> str:
+    if experiment.status != "running":
+        return f"is {experiment.status}; start it first"
+    if not experiment.metrics:
+        return 'has no metric that customers could move; give it one, such as {"name": "solved", "role": "primary"}'
+    return ""
+
+
 class Simulation:
     """Customers of one experiment. Raises `SimulationFailed` where the service refuses what they do."""
 
@@ -120,8 +128,9 @@ class Simulation:
         found = self.pods.call("GET", self._path)
         self.experiment = Experiment.model_validate(found["definition"])
         self._phase: int = found["phase"]
-        if self.experiment.status != "running":
-            raise SimulationFailed(f"experiment {experiment!r} is {self.experiment.status}; start it first")
+        if reason := _why_nobody_can_come(self.experiment):
+            self.pods.close()
+            raise SimulationFailed(f"experiment {experiment!r} {reason}")
 
     def run(self, units: int, progress: Callable[[int], None] = lambda done: None) -> None:
         """Have so many customers meet the experiment, and all that they do posted."""

@@ -82,7 +82,12 @@ class Curve:
     @property
     def ts(self) -> NDArray[np.float64]:
         """The t's to choose from."""
-        return np.round(np.arange(0, 1 + STEP / 2, STEP), 6) if self._ways else np.array(sorted(self._true))
+        return np.round(np.arange(0, 1 + STEP / 2, STEP), 6) if self._ways else np.array(self.ts_run)
+
+    @property
+    def ts_run(self) -> list[float]:
+        """The t's of the blends that were run, 0 first."""
+        return sorted(self._true)
 
     def logits(self, data: int, ts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Logits (G, N, C) of a data set at ts (G,), which are among `self.ts`."""

@@ -134,13 +134,25 @@ class Direction:
 
 
 @dataclass(frozen=True)
+class Place:
+    """The objective (less is better) where t is `first` in the first layer and `last` in the last, and whether the
+    guards allow that."""
+
+    first: float
+    last: float
+    value: float
+    allowed: bool
+
+
+@dataclass(frozen=True)
 class Ramp:
     """The best t's in the first and in the last layer, of so many ramps that were run.
 
     `gained` is by how much the objective is better than at the one chosen t on the same texts, `error` the paired
     standard error of that, and `held_out` the same difference where t's and temperatures had to be chosen without the
     texts that judge them. `missed` tells how far the surface was off at the points that it proposed (mean of a logit).
-    A ramp that is `better` is the recommended recipe.
+    A ramp that is `better` is the recommended recipe. `surface` is what the fitted surface says of all t's that were
+    looked at, `run` what true passes say, of those along the line too.
     """
 
     first: Value
@@ -153,6 +165,8 @@ class Ramp:
     missed: float
     blends: int
     better: bool
+    surface: list[Place]
+    run: list[Place]
 
 
 @dataclass

@@ -20,6 +20,8 @@ from app.search.tables import read_rows
 
 FILES = {"results.json": "results.json", "report": "report.html", "plot.svg": "curve.svg"}
 """What is fetched, and the file that it becomes."""
+RAMP = {"ramp.svg": "ramp.svg"}
+"""The same, where a ramp was found."""
 TIMEOUT = 60.0
 PATIENCE_SECONDS = 60.0
 """For which a service that broke off is called again."""
@@ -42,10 +44,11 @@ def run_there(options: argparse.Namespace) -> int:
         raise BadData(f"the sweep is {state['status']}{': ' + state['error'] if state['error'] else ''}")
     folder = options.out or Path("sweep-" + state["best"]["recipe"].partition("@")[0])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, file in FILES.items():
+    files = FILES | (RAMP if state["ramp"] else {})
+    for name, file in files.items():
         (folder / file).write_bytes(_fetch(f"{url}/{name}"))
     warnings = [f"Note: {warning}." for warning in state["warnings"]]
-    print("\n".join(["", state["sentence"], *warnings, f"Written to {folder}: {', '.join(sorted(FILES.values()))}"]))
+    print("\n".join(["", state["sentence"], *warnings, f"Written to {folder}: {', '.join(sorted(files.values()))}"]))
     return 0
 
 

@@ -143,7 +143,7 @@ def _differences(found: Findings, axes: Axes) -> None:
 def _temperatures(found: Findings, axes: Axes) -> None:
     axes.plot([point.t for point in found.curve], [point.temperature for point in found.curve], color=INK, lw=2)
     axes.axhline(1, color=SOFT, lw=0.8)
-    axes.plot(found.best.t, found.best.temperature, "o", color=CHOICE, ms=6, mec="white", mew=1, zorder=4)
+    axes.plot(found.best.t, found.chosen.temperature, "o", color=CHOICE, ms=6, mec="white", mew=1, zorder=4)
     axes.set_title("Temperature that fits")
 
 

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from app.search.choice import interval
 from app.search.curve import Curve
 from app.search.evidence import findings
-from app.search.findings import Findings, Ramp, Value
+from app.search.findings import Findings, Place, Ramp, Value
 from app.search.line import Line
 from app.search.passes import Passes
 from app.search.question import Question
 from app.search.sentences import sentence_of
-from app.search.sweep import choice_of, held_out_scores, sweep
+from app.search.sweep import Choice, choice_of, held_out_scores, sweep
 
 Point = tuple[float, float]
 """t in the first layer and in the last."""
@@ -37,8 +37,6 @@ NODES: tuple[Point, ...] = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5
 ROUNDS = 3
 STEPS = 10
 """The t's at both ends are looked at in so many steps."""
-ONE_T, FIRST = 1, 2
-"""Among what was run: the chosen t comes after the base, then come the ramps."""
 
 
 def swept(question: Question, passes: Passes, labels: Sequence[str]) -> Findings:
@@ -52,7 +50,9 @@ def swept(question: Question, passes: Passes, labels: Sequence[str]) -> Findings
         return found
     found.ramp = _best_ramp(question, curve, found, passes)
     found.passes, found.passes_run = len(passes.recipes), len(passes.run)
-    if found.ramp is not None and found.ramp.better:
+    if found.ramp is None:
+        found.warnings.append("the guards allow none of the ramps that were run")
+    elif found.ramp.better:
         found.best = replace(found.best, recipe=found.ramp.recipe, temperature=found.ramp.temperature)
         found.warnings.append(f"what is told of scores, guards and robustness is of t = {found.best.t:g} in all layers")
     found.sentence = sentence_of(found)
@@ -110,20 +110,22 @@ def _best_ramp(question: Question, curve: Curve, found: Findings, passes: Passes
     """The best of the ramps that were run, and what it gains on the chosen t; None where the guards allow none."""
     ramps = Ramps(question.line, curve, [d.texts for d in question.datasets], passes)
     missed = _follow_the_surface(ramps, question)
-    points, data = list(ramps.true), range(len(question.datasets))
-    on_line = [[curve.true(d, t) for d in data] for t in (0.0, found.best.t)]
-    judged, surface = choice_of(question, _Run([*on_line, *ramps.true.values()])), choice_of(question, ramps)
-    best = FIRST + int(np.where(judged.feasible, judged.scores, np.inf)[FIRST:].argmin())
+    on_line, data = curve.ts_run, range(len(question.datasets))
+    points = [*((t, t) for t in on_line), *ramps.true]
+    run = [*([curve.true(d, t) for d in data] for t in on_line), *ramps.true.values()]
+    judged, surface = choice_of(question, _Run(run)), choice_of(question, ramps)
+    one_t, first = on_line.index(found.best.t), len(on_line)
+    best = first + int(np.where(judged.feasible, judged.scores, np.inf)[first:].argmin())
     if not judged.feasible[best]:
         return None
-    gained = judged.resampled[:, ONE_T] - judged.resampled[:, best]
+    gained = judged.resampled[:, one_t] - judged.resampled[:, best]
     low, high = interval(gained)
     honest = held_out_scores(question, surface.judge, surface.errors, surface.feasible, 0.0)["objective"]
     held_out = question.metric.sign * found.honest.scores[question.objective] - honest
     lows, highs = interval(ramps.points[surface.best_ts.astype(np.int64)])
-    ends = [Value(points[best - FIRST][end], float(lows[end]), float(highs[end])) for end in (0, 1)]
-    recipe, temperature = question.line.ramp(*points[best - FIRST]), float(1 / judged.judge.beta[best])
-    mean, error = float(judged.scores[ONE_T] - judged.scores[best]), float(judged.errors[ONE_T, best])
+    ends = [Value(points[best][end], float(lows[end]), float(highs[end])) for end in (0, 1)]
+    recipe, temperature = question.line.ramp(*points[best]), float(1 / judged.judge.beta[best])
+    mean, error = float(judged.scores[one_t] - judged.scores[best]), float(judged.errors[one_t, best])
     return Ramp(
         first=ends[0],
         last=ends[1],
@@ -133,9 +135,19 @@ def _best_ramp(question: Question, curve: Curve, found: Findings, passes: Passes
         error=error,
         held_out=held_out,
         missed=missed,
-        blends=len(points),
+        blends=len(ramps.true),
         better=mean > error and held_out > 0,
+        surface=_places([(first, last) for first, last in ramps.points.tolist()], surface),
+        run=_places(points, judged),
     )
+
+
+def _places(points: Sequence[Point], choice: Choice) -> list[Place]:
+    """What a choice among points says of each."""
+    return [
+        Place(first, last, float(score), bool(allowed))
+        for (first, last), score, allowed in zip(points, choice.scores, choice.feasible, strict=True)
+    ]
 
 
 def _follow_the_surface(ramps: Ramps, question: Question) -> float:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from string import Template
 
-from app.search import pictures
+from app.search import pictures, ramp_picture
 from app.search.findings import Blend, Findings, Value
 from app.search.scores import METRICS
 from app.search.sentences import difference, margin_of, shown
@@ -26,6 +26,7 @@ def write(found: Findings, folder: Path) -> None:
     (folder / JSON).write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _write_csv(found, folder / CSV)
     pictures.draw(found, folder)
+    ramp_picture.draw(found, folder)
     (folder / HTML).write_text(_page(found, folder), encoding="utf-8")
 
 
@@ -80,7 +81,7 @@ def _page(found: Findings, folder: Path) -> str:
     best, metric = found.best, METRICS[found.objective]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         line=_safe(found.line),
-        recipe=_safe(found.chosen.recipe),
+        recipe=_safe(best.recipe.partition(";")[0]),
         sentence=_safe(found.sentence),
         t=f"{best.t:g}",
         temperature=f"{best.temperature:.2f}",
@@ -94,9 +95,11 @@ def _page(found: Findings, folder: Path) -> str:
         objective=metric.title,
         honest=shown(metric, found.honest.scores[found.objective]),
         honest_accuracy=shown(METRICS["accuracy"], found.honest.scores["accuracy"]),
+        one_t=", with one t" if found.ramp and found.ramp.better else "",
         optimism=f"{100 * found.honest.optimism:.2f} points" if metric.percent else f"{found.honest.optimism:.4f}",
         warnings="".join(f"<li>{_safe(warning)}.</li>" for warning in found.warnings),
         curve=_inline(folder / "curve.svg"),
+        ramp=_drawn_ramp(folder) if found.ramp else "",
         reliability=_inline(folder / "reliability.svg"),
         scores=_html_table(_scores(found)),
         tests=_html_table(_tests(found)),
@@ -118,6 +121,14 @@ def _inline(path: Path) -> str:
     """The drawing without the head that only a file of its own needs."""
     text = path.read_text(encoding="utf-8")
     return text[text.index("<svg") :]
+
+
+def _drawn_ramp(folder: Path) -> str:
+    return (
+        f"<section><h2>One t in the first layer, another in the last</h2>{_inline(folder / ramp_picture.SVG)}"
+        '<p class="about">Every pair is judged at the temperature that fits it. What is told of the best ramp is of '
+        "its own blend; the cells are a surface through the logits of those that were run.</p></section>"
+    )
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:

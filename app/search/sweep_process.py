@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import TweenError
-from app.search import report
+from app.search import ramp_picture, report
 from app.search.findings import Findings
 from app.search.order import Facts, Order, question_of
 from app.search.passes import Asked, MemoryStore, Passes
@@ -35,8 +35,8 @@ from app.weights.recipe import Recipe
 NICE = 10
 """Beside a process that never rests, a tenth of a core is left: predictions hardly notice, and sweeps still end."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-PLOT, RELIABILITY = "curve.svg", "reliability.svg"
-FILES = (report.JSON, report.CSV, report.HTML, PLOT, RELIABILITY)
+PLOT, RAMP, RELIABILITY = "curve.svg", ramp_picture.SVG, "reliability.svg"
+FILES = (report.JSON, report.CSV, report.HTML, PLOT, RAMP, RELIABILITY)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def result_of(found: Findings) -> dict[str, Any]:
         for name, values in point.data.items()
     ]
     shown = {"t": best.t, "interval": list(best.interval), "temperature": best.temperature, "recipe": best.recipe}
-    ramp = None if found.ramp is None else asdict(found.ramp)
+    drawn = ("surface", "run")
+    ramp = None if found.ramp is None else {k: v for k, v in asdict(found.ramp).items() if k not in drawn}
     return {"curve": curve, "best": shown, "ramp": ramp, "sentence": found.sentence, "warnings": found.warnings}
 
 
