@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,19 +27,17 @@ SLOTS = 64
 
 
 class Watched(Classifier):
-    """Notes how many rows each forward pass has; may be told to fail, and to take its time."""
+    """Notes how many rows each forward pass has; may be told to fail."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__(bank)
         self.sizes: list[int] = []
         self.fails = False
-        self.seconds = 0.0
 
     def batch(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
         self.sizes.append(len(rows))
         if self.fails:
             raise RuntimeError("out of memory")
-        time.sleep(self.seconds)
         return super().batch(rows, weights)
 
 
@@ -169,25 +166,6 @@ def test_a_storm_does_not_keep_batches_from_being_formed(run: Callable[..., None
         await asyncio.gather(*asked)
 
     run(scenario, rows=10**6)
-
-
-def test_a_batch_waits_a_little_for_those_whom_the_last_one_answered(run: Callable[..., None], rows: list[Row]) -> None:
-    async def scenario(scene: Scene) -> None:
-        scene.classifier.seconds = 1.0
-        weights = scene.weights("angry@0.5")
-
-        async def caller(number: int, questions: int) -> None:
-            for _ in range(questions):
-                await scene.batcher.submit(rows[:1], weights)
-                await asyncio.sleep(0.004 * number)  # the way there and back, one reply after the other
-
-        await asyncio.gather(*(caller(number, 1 if number else 3) for number in range(6)))
-        assert scene.classifier.sizes == [6, 1, 1]  # who stays away is not waited for long
-        scene.classifier.sizes.clear()
-        await asyncio.gather(*(caller(number, 2) for number in range(6)))
-        assert scene.classifier.sizes == [6, 6]
-
-    run(scenario)
 
 
 def test_one_text_does_not_wait_for_somebodys_sixty(run: Callable[..., None], rows: list[Row]) -> None:

@@ -35,8 +35,6 @@ TURNS = 2
 
 ENOUGH_TOKENS = 1024
 """A batch of so many costs as little for each as any: in a storm, none waits for more."""
-RETURN_SHARE, TICK = 0.1, 1e-3
-"""Of the seconds that the last pass took, how long a batch waits for those whom it answered; and in which steps (s)."""
 FEW = 5
 """Passes before which nothing is known of how long one takes."""
 
@@ -91,7 +89,6 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._recent: deque[float] = deque(maxlen=3 * FEW)
         self._seconds_per_row = 0.0
-        self._away, self._away_until = 0, 0.0
         self.waiting_rows = 0
         self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
@@ -104,7 +101,6 @@ class Batcher:
         job = _Job(rows, weights, done, [b""] * len(rows), left=len(rows))
         self._line.append(job)
         self.waiting_rows += len(rows)
-        self._away -= len(rows)
         self._waiting_tokens += sum(len(row) for row in rows)
         self._arrival.set()
         try:
@@ -161,23 +157,12 @@ class Batcher:
     async def _settle(self) -> None:
         """Let requests in that are on their way through the loop already: turns of it, while each brings some, and as
         long as more would make a better batch. Otherwise the first of many callers who were answered together would
-        run alone.
-
-        Who calls from elsewhere takes longer to come back. A batch waits for as many as the last one answered, for a
-        tenth of the time that it took and while no other unit is free: never where passes are as short as one text's.
-        """
-        waiting, until = -1, self._away_until
+        run alone."""
+        waiting = -1
         while waiting < self.waiting_rows and self._waiting_tokens < ENOUGH_TOKENS:
             waiting = self.waiting_rows
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            if waiting == self.waiting_rows > 0 and self._are_waited_for(until):
-                waiting = -1
-                await asyncio.sleep(TICK)
-
-    def _are_waited_for(self, until: float) -> bool:
-        """Whether some whom the last batch answered are not back, may still be so in time, and keep no unit idle."""
-        return self._away > 0 and not self._compute.idle and time.perf_counter() + TICK < until
 
     def _take(self) -> list[tuple[_Job, int]]:
         """The next rows in line: this unit's share of what waits, up to the budget and at least one row. Rows of
@@ -263,7 +248,6 @@ class Batcher:
         for (job, index), row in zip(part.batch, part.logits, strict=True):
             job.logits[index] = row
         self._count(part.batch)
-        self._away, self._away_until = len(part.batch), time.perf_counter() + RETURN_SHARE * part.seconds
         self.passes.note(part.seconds)
         self._learn(part.seconds / self._compute.units / len(part.batch))
         self._finish(part.batch)

@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import uvloop
-
 from app.demo import corpus
 from app.demo.build import demo_bank
 from app.main import build_engine
@@ -87,13 +85,14 @@ async def _inside(file: Path, concurrency: int, count: int) -> float:
 
 
 class Caller(asyncio.Protocol):
-    """One connection that asks again as soon as it was answered. Bare, and on the service's own kind of loop, because a
-    comfortable client would cost the two cores as much as the service does."""
+    """One connection that asks again as soon as it was answered. Bare, because a comfortable client would cost the two
+    cores as much as the service does."""
 
     def __init__(self, bodies: Iterator[bytes], last: asyncio.Future[None]) -> None:
         self._bodies, self._last, self._reply = bodies, last, b""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._ask()
 
@@ -121,21 +120,22 @@ async def _http(
     loop = asyncio.get_running_loop()
     async with running(file, server) as (port, _):
 
-        async def load(callers: int, requests: int) -> float:
-            """The seconds that it took."""
+        async def load(callers: int, requests: int) -> None:
             # What a pass costs is measured, so nothing is remembered; the pipeline knows neither recipes nor that.
-            asked = [{"texts": t} | ({"recipe": recipe(), "cache": False} if recipe else {}) for t in _texts(requests)]
-            bodies = iter([json.dumps(each).encode() for each in asked])
+            bodies = (
+                json.dumps({"texts": text} | ({"recipe": recipe(), "cache": False} if recipe else {})).encode()
+                for text in _texts(requests)
+            )
             ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(callers)]
-            started = time.perf_counter()
             for end in ends:
                 await loop.create_connection(partial(Caller, bodies, end), "127.0.0.1", port)
             await asyncio.gather(*ends)
-            return time.perf_counter() - started
 
         await load(8, 200)  # warm, and what the scheduler has to learn it has learnt
         await asyncio.sleep(SETTLE)
-        return count / await load(concurrency, count)
+        started = time.perf_counter()
+        await load(concurrency, count)
+        return count / (time.perf_counter() - started)
 
 
 @asynccontextmanager
@@ -187,4 +187,4 @@ if __name__ == "__main__":
         main(demo_bank())
     else:
         name, path, callers, requests = sys.argv[1:]
-        print(uvloop.run(WAYS[name](Path(path), int(callers), int(requests))))
+        print(asyncio.run(WAYS[name](Path(path), int(callers), int(requests))))
