@@ -76,7 +76,8 @@ def test_a_request_is_a_span_of_its_caller_s_trace_with_its_parts(
     assert told["http.route"].string_value == "/v1/predict" and told["tween.request_id"].string_value == "mine"
     assert told["http.response.status_code"].int_value == 200
     parts = {span.name: span for span in collector.spans if span.parent_span_id == asked.span_id}
-    assert set(parts) == {"tokenize", "recall", "blend", "queue", "forward"}
+    # By what was measured, the blend may be looked for in Redis, too.
+    assert set(parts) - {"redis"} == {"tokenize", "recall", "blend", "queue", "forward"}
     for part in parts.values():
         assert asked.start_time_unix_nano <= part.start_time_unix_nano <= part.end_time_unix_nano
         assert part.end_time_unix_nano <= asked.end_time_unix_nano and part.trace_id == asked.trace_id
