@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
 
 import pytest
 
+from app.api.connection import Together
 from app.models.bank import BankSpec
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -138,3 +140,21 @@ def test_who_waits_to_be_told_to_go_on_is_told(connect: Callable[[], socket.sock
         assert caller.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         caller.sendall(body)
         assert caller.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_long_body_is_sent_on_while_the_loop_does_not_turn() -> None:
+    async def main() -> None:
+        loop, (here, there) = asyncio.get_running_loop(), socket.socketpair()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=here)
+        there.setblocking(False)
+        together = Together(transport, loop)
+        together.write(b"head")
+        with pytest.raises(BlockingIOError):
+            there.recv(1)
+        for _ in range(100):
+            together.write(b"x" * 1024)
+        assert there.recv(10) == b"headxxxxxx"
+        together.close()
+        there.close()
+
+    asyncio.run(main())

@@ -38,7 +38,7 @@ class Together:
 
     uvicorn writes head and body one after the other, each a system call that wakes the reader. And a caller who is
     woken between two replies takes turns with the loop, where there are few cores. Much is sent at once, so that a long
-    body is never gathered here.
+    body, which may come in many pieces within a turn, is never gathered here.
     """
 
     MUCH = 64 * 1024
@@ -47,12 +47,14 @@ class Together:
         self._transport = transport
         self._loop = loop
         self._held: list[bytes] = []
+        self._bytes = 0
 
     def write(self, data: bytes) -> None:
         if not self._held:
             self._loop.call_soon(self._send)
         self._held.append(data)
-        if len(data) > self.MUCH:
+        self._bytes += len(data)
+        if self._bytes > self.MUCH:
             self._send()
 
     def close(self) -> None:
@@ -61,7 +63,7 @@ class Together:
 
     def _send(self) -> None:
         if self._held:
-            held, self._held = self._held, []
+            held, self._held, self._bytes = self._held, [], 0
             self._transport.writelines(held)
 
     def __getattr__(self, name: str) -> Any:

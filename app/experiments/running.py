@@ -381,7 +381,8 @@ class Experiments:
                     except TweenError as reason:  # another pod was faster, or Redis is away
                         log.debug("experiment %s: %s", record.name, reason)
                     except Exception:
-                        log.exception("experiment %s cannot be stopped", record.name)  # and is tried again
+                        # The others must be stopped all the same, and this one is tried again.
+                        log.exception("experiment %s cannot be stopped", record.name)
 
     def _unknown(self, name: str) -> UnknownExperiment:
         there = ", ".join(record.name for record in self.all()[:20]) or "none yet"

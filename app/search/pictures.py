@@ -85,15 +85,18 @@ def _curve(found: Findings) -> Figure:
         fontweight="bold",
     )
     figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(
-        f"Shaded: where the best t lies, {low:.2f} to {high:.2f} (95 %). Bands: 95 % intervals over the texts."
-        + ("" if all(at.allowed for at in found.compared) else " Hatched: t's that break a guard."),
-        x=0.01,
-        ha="left",
-        fontsize=9,
-        color=SOFT,
+    captioned(
+        figure,
+        f"Shaded: where the best t lies, {low:.2f} to {high:.2f} (95 %). Bands: 95 % intervals over the texts.",
+        all(at.allowed for at in found.compared),
     )
     return figure
+
+
+def captioned(figure: Figure, text: str, all_allowed: bool) -> None:
+    """What is to be seen, above a picture; with what hatching means where guards refuse some t's."""
+    hatched = "" if all_allowed else " Hatched: t's that break a guard."
+    figure.suptitle(text + hatched, x=0.01, ha="left", fontsize=9, color=SOFT)
 
 
 def _refused(found: Findings, axes: Axes) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.search.findings import Findings, Ramp
-from app.search.pictures import CHOICE, DPI, INK, RULE, SOFT, STYLE
+from app.search.pictures import CHOICE, DPI, INK, RULE, STYLE, captioned
 from app.search.scores import METRICS
 
 if TYPE_CHECKING:
@@ -49,13 +49,10 @@ def _figure(found: Findings, ramp: Ramp) -> Figure:
     _layers(found, ramp, layers)
     handles, labels = surface.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.suptitle(
-        "Orange: better than the best one t. Cells are read off a surface that was fitted to the blends that were run."
-        + ("" if all(place.allowed for place in ramp.surface) else " Hatched: t's that break a guard."),
-        x=0.01,
-        ha="left",
-        fontsize=9,
-        color=SOFT,
+    captioned(
+        figure,
+        "Orange: better than the best one t. Cells are read off a surface that was fitted to the blends that were run.",
+        all(place.allowed for place in ramp.surface),
     )
     return figure
 
