@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from app.models.bank import Bank
 from app.models.classifier import Classifier, Mix
 from app.models.products import Fixed
 from app.models.tokens import Row, TextEncoder
+from app.serving import returning
 from app.serving.batcher import ENOUGH_TOKENS, TURNS, Batcher
 from app.serving.blends import Weights
 from app.serving.compute import Compute, Machine, ThreadLane, Vector, logits_of
@@ -27,17 +29,19 @@ SLOTS = 64
 
 
 class Watched(Classifier):
-    """Notes how many rows each forward pass has; may be told to fail."""
+    """Notes how many rows each forward pass has; may be told to fail, and to take its time."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__(bank)
         self.sizes: list[int] = []
         self.fails = False
+        self.seconds = 0.0
 
     def batch(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
         self.sizes.append(len(rows))
         if self.fails:
             raise RuntimeError("out of memory")
+        time.sleep(self.seconds)
         return super().batch(rows, weights)
 
 
@@ -166,6 +170,26 @@ def test_a_storm_does_not_keep_batches_from_being_formed(run: Callable[..., None
         await asyncio.gather(*asked)
 
     run(scenario, rows=10**6)
+
+
+def test_a_batch_waits_for_those_who_usually_come_back_at_once(
+    run: Callable[..., None], rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returning, "LEARNING", 1.0)
+
+    async def scenario(scene: Scene) -> None:
+        scene.classifier.seconds = 0.6
+        weights = scene.weights("angry@0.5")
+
+        async def caller(number: int) -> None:
+            for _ in range(3):
+                await scene.batcher.submit(rows[:1], weights)
+                await asyncio.sleep(0.004 * number)  # the way there and back, one reply after the other
+
+        await asyncio.gather(*(caller(number) for number in range(6)))
+        assert scene.classifier.sizes == [6, 1, 6, 5]  # the first one who came back ran alone, and never again
+
+    run(scenario)
 
 
 def test_one_text_does_not_wait_for_somebodys_sixty(run: Callable[..., None], rows: list[Row]) -> None:

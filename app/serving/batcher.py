@@ -15,6 +15,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.errors import OutOfMemory, Overloaded, WorkerLost
@@ -22,6 +23,7 @@ from app.models.tokens import Row
 from app.serving.blends import Weights
 from app.serving.compute import Compute, Unit, Vector
 from app.serving.histogram import ROWS, SECONDS, TOKENS, Histogram
+from app.serving.returning import Returning
 from app.serving.room import TokenBudget
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._recent: deque[float] = deque(maxlen=3 * FEW)
         self._seconds_per_row = 0.0
+        self._returning = Returning()
         self.waiting_rows = 0
         self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
@@ -99,6 +102,7 @@ class Batcher:
         self.admit(len(rows))
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         job = _Job(rows, weights, done, [b""] * len(rows), left=len(rows))
+        self._returning.note_arrival(len(rows), job.arrived)
         self._line.append(job)
         self.waiting_rows += len(rows)
         self._waiting_tokens += sum(len(row) for row in rows)
@@ -155,14 +159,25 @@ class Batcher:
             self._waiting_tokens -= sum(len(row) for row in waiting)
 
     async def _settle(self) -> None:
-        """Let requests in that are on their way through the loop already: turns of it, while each brings some, and as
-        long as more would make a better batch. Otherwise the first of many callers who were answered together would
-        run alone."""
+        """Let requests in that are on their way, as long as more would make a better batch: turns of the loop, while
+        each brings some, and then those who usually come back. Otherwise the first of many callers who were answered
+        together would run alone."""
         waiting = -1
         while waiting < self.waiting_rows and self._waiting_tokens < ENOUGH_TOKENS:
             waiting = self.waiting_rows
             for _ in range(TURNS):
                 await asyncio.sleep(0)
+            patience = self._returning.patience(time.perf_counter())
+            if waiting == self.waiting_rows > 0 and patience:
+                await self._next_arrival(patience)
+
+    async def _next_arrival(self, seconds: float) -> None:
+        """The next rows in line, if they come within so many seconds."""
+        self._arrival.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._arrival.wait()
+        self._arrival.set()  # as it was: somebody waits
 
     def _take(self) -> list[tuple[_Job, int]]:
         """The next rows in line: this unit's share of what waits, up to the budget and at least one row. Rows of
@@ -250,7 +265,8 @@ class Batcher:
         self._count(part.batch)
         self.passes.note(part.seconds)
         self._learn(part.seconds / self._compute.units / len(part.batch))
-        self._finish(part.batch)
+        answered = self._finish(part.batch)
+        self._returning.note_answer(answered, part.seconds, time.perf_counter())
 
     def _count(self, batch: list[tuple[_Job, int]]) -> None:
         tokens = _tokens(batch)
@@ -262,14 +278,17 @@ class Batcher:
         self.rows_on_vectors += on_vectors
         self.rows_mixed += len(batch) - on_vectors
 
-    def _finish(self, batch: list[tuple[_Job, int]]) -> None:
-        now = time.perf_counter()
+    def _finish(self, batch: list[tuple[_Job, int]]) -> int:
+        """Answer who has all that was asked for; gives the number of those rows."""
+        now, answered = time.perf_counter(), 0
         for job, _ in batch:
             job.left -= 1
             if job.left == 0 and not job.done.done():
                 assert job.started is not None
                 queue, forward = job.started - job.arrived, now - job.started
                 job.done.set_result(Scored(job.logits, queue * 1e3, forward * 1e3))
+                answered += len(job.rows)
+        return answered
 
     def _learn(self, seconds_per_row: float) -> None:
         """The median of the last passes: one that stood still tells nothing, and neither do the first of a process."""

@@ -26,6 +26,7 @@ import torch
 from app.errors import TweenError, WorkerLost
 from app.models.classifier import Classifier
 from app.serving.compute import Machine
+from app.serving.cores import current_core, move_to
 from app.weights.arena import Vectors
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def work(connection: Connection, classifier: Classifier, slots: Vectors, threads
         except Exception as error:
             answer = serial, False, f"{type(error).__name__}: {error}"
         try:
-            connection.send_bytes(pickle.dumps(answer))
+            connection.send_bytes(pickle.dumps((*answer, current_core())))
         except BrokenPipeError:
             return
 
@@ -141,13 +142,14 @@ class WorkerLane:
         """Called by the loop when the worker has answered, or is gone."""
         assert self._connection is not None
         try:
-            serial, done, reply = pickle.loads(self._connection.recv_bytes())
+            serial, done, reply, core = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             self._discard()
             if not self._answered.done():
                 self._answered.set_exception(EOFError())
                 self._answered.exception()  # seen, though perhaps nobody waits
             return
+        move_to(core)
         # An answer to a caller who was cancelled meanwhile comes before the one that is waited for.
         if serial == self._serial and not self._answered.done():
             self._answered.set_result((done, reply))
