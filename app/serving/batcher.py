@@ -1,7 +1,6 @@
 """Many callers, one forward pass.
 
-Callers wait in one line, and each gives a row in turn, so that who brings one text does not wait for somebody's five
-hundred. Whenever a unit of compute is free, the batcher takes what waits, up to a budget of tokens
+Whenever a unit of compute is free, the batcher takes what waits in line (`waiting_line.py`), up to a budget of tokens
 and leaving their share to other free units, and has it run: under low load a text never waits for company, under high
 load the next batch forms while others run. A batch may hold rows of many recipes, and all of them run in one pass: each
 row on its own finished blend, or mixed from the members.
@@ -25,15 +24,16 @@ from app.serving.compute import Compute, Unit, Vector
 from app.serving.histogram import ROWS, SECONDS, TOKENS, Histogram
 from app.serving.returning import Returning
 from app.serving.room import TokenBudget
+from app.serving.waiting_line import Batch, Job, Line, Scored
 
 log = logging.getLogger(__name__)
 
-SHARE_TOKENS = 64
-"""A batch is not split among free units below this: products of fewer tokens are slower for each."""
+WORTH_TOKENS = 64
+"""What makes a pass worth its cost: fewer tokens are not split among free units and wait for those who usually come
+back, and a batch of so many takes no rows on other weights, which had better wait for more of their kind."""
 
 TURNS = 2
 """Turns of the loop from a request's bytes to its rows in line: its handler starts in the turn after they came."""
-
 
 ENOUGH_TOKENS = 1024
 """A batch of so many costs as little for each as any: in a storm, none waits for more."""
@@ -41,36 +41,11 @@ FEW = 5
 """Passes before which nothing is known of how long one takes."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What a caller's rows gave: logits of each, (C,) as the bytes of float32. Waiting and running in milliseconds."""
-
-    logits: list[bytes]
-    queue_ms: float
-    forward_ms: float
-
-
-@dataclass(eq=False)
-class _Job:
-    """A caller's rows, all with the same weights; `next` is the first that waits, since when (`waiting_since`), and
-    `left` how many have not run."""
-
-    rows: Sequence[Row]
-    weights: Weights
-    done: asyncio.Future[Scored]
-    logits: list[bytes]
-    left: int
-    next: int = 0
-    arrived: float = field(default_factory=time.perf_counter)
-    waiting_since: float = field(default_factory=time.perf_counter)
-    started: float | None = None
-
-
 @dataclass
 class _Part:
     """Rows of a batch that ran together: their logits and the seconds of the pass, or why there are none."""
 
-    batch: list[tuple[_Job, int]]
+    batch: Batch
     logits: list[bytes] = field(default_factory=list)
     seconds: float = 0.0
     error: Exception | None = None
@@ -82,43 +57,43 @@ class Batcher:
     def __init__(self, compute: Compute, batch_tokens: int, max_rows: int, max_wait: float) -> None:
         """At most `max_rows` wait, and nobody comes in who would wait for longer than about `max_wait` seconds."""
         self._compute = compute
-        self.budget = TokenBudget(batch_tokens, least=SHARE_TOKENS)
+        self.budget = TokenBudget(batch_tokens, least=WORTH_TOKENS)
         self._max_rows = max_rows
         self._max_wait = max_wait
-        self._line: deque[_Job] = deque()
-        self._waiting_tokens = 0
+        self._line = Line()
         self._arrival = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._recent: deque[float] = deque(maxlen=3 * FEW)
         self._seconds_per_row = 0.0
         self._returning = Returning()
-        self.waiting_rows = 0
         self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
         self.out_of_memory = 0
+
+    @property
+    def waiting_rows(self) -> int:
+        return self._line.rows
 
     async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
         """Logits of these rows under these weights. Raises `Overloaded` when the line is full."""
         self.admit(len(rows))
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        job = _Job(rows, weights, done, [b""] * len(rows), left=len(rows))
+        job = Job(rows, weights, done, [b""] * len(rows), left=len(rows))
         self._returning.note_arrival(len(rows), job.arrived)
-        self._line.append(job)
-        self.waiting_rows += len(rows)
-        self._waiting_tokens += sum(len(row) for row in rows)
+        self._line.add(job)
         self._arrival.set()
         try:
             return await done
         except asyncio.CancelledError:
-            self._withdraw(job)
+            self._line.withdraw(job)
             raise
 
     def admit(self, rows: int) -> None:
         """Raises `Overloaded` if so many more rows would not be taken now: to be asked before work is put into them."""
-        if not self._line:
+        if not self._line.rows:
             return
         # What the first has waited is certain; what the next will wait is a guess, and sees a storm as it begins.
-        wait = max(time.perf_counter() - self._line[0].waiting_since, len(self._line) * self._seconds_per_row)
+        wait = max(time.perf_counter() - self._line.since(), len(self._line) * self._seconds_per_row)
         if self.waiting_rows + rows > self._max_rows:
             why = f"{rows} more do not fit in the queue of {self._max_rows}"
         elif wait > self._max_wait:
@@ -150,61 +125,34 @@ class Batcher:
             for task in self._running:
                 task.cancel()
 
-    def _withdraw(self, job: _Job) -> None:
-        """Give back the places of somebody who waits no more."""
-        if job in self._line:
-            self._line.remove(job)
-            waiting = job.rows[job.next :]
-            self.waiting_rows -= len(waiting)
-            self._waiting_tokens -= sum(len(row) for row in waiting)
-
     async def _settle(self) -> None:
         """Let requests in that are on their way, as long as more would make a better batch: turns of the loop, while
         each brings some, and then those who usually come back. Otherwise the first of many callers who were answered
         together would run alone."""
         waiting = -1
-        while waiting < self.waiting_rows and self._waiting_tokens < ENOUGH_TOKENS:
+        while waiting < self.waiting_rows and self._line.tokens < ENOUGH_TOKENS:
             waiting = self.waiting_rows
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            patience = self._returning.patience(time.perf_counter())
-            if waiting == self.waiting_rows > 0 and patience:
-                await self._next_arrival(patience)
+            if waiting == self.waiting_rows and 0 < self._line.tokens < WORTH_TOKENS:
+                await self._next_arrival(self._returning.patience(time.perf_counter()))
 
     async def _next_arrival(self, seconds: float) -> None:
         """The next rows in line, if they come within so many seconds."""
+        if not seconds:
+            return
         self._arrival.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._arrival.wait()
         self._arrival.set()  # as it was: somebody waits
 
-    def _take(self) -> list[tuple[_Job, int]]:
-        """The next rows in line: this unit's share of what waits, up to the budget and at least one row. Rows of
-        callers who are gone are dropped."""
-        share = -(-self._waiting_tokens // (1 + self._compute.idle))
-        budget = min(self.budget.tokens, max(share, SHARE_TOKENS))
-        batch: list[tuple[_Job, int]] = []
-        tokens, now = 0, time.perf_counter()
-        while self._line:
-            job = self._line[0]
-            waiting = job.rows[job.next :] if job.done.done() else job.rows[job.next : job.next + 1]
-            length = sum(len(row) for row in waiting)
-            if not job.done.done():
-                tokens += length
-                if batch and tokens > budget:
-                    break
-                batch.append((job, job.next))
-            self._line.popleft()
-            self.waiting_rows -= len(waiting)
-            self._waiting_tokens -= length
-            job.next += len(waiting)
-            if job.next < len(job.rows):
-                job.waiting_since = now
-                self._line.append(job)
-        return batch
+    def _take(self) -> Batch:
+        """The next rows in line: this unit's share of what waits, up to the budget."""
+        share = -(-self._line.tokens // (1 + self._compute.idle))
+        return self._line.take(min(self.budget.tokens, max(share, WORTH_TOKENS)), WORTH_TOKENS)
 
-    async def _run(self, unit: Unit, batch: list[tuple[_Job, int]]) -> None:
+    async def _run(self, unit: Unit, batch: Batch) -> None:
         """One batch on one unit, results into their jobs."""
         started = time.perf_counter()
         for job, _ in batch:
@@ -219,7 +167,7 @@ class Batcher:
             else:
                 _fail(part.batch, part.error)
 
-    async def _forward(self, unit: Unit, batch: list[tuple[_Job, int]]) -> list[_Part]:
+    async def _forward(self, unit: Unit, batch: Batch) -> list[_Part]:
         """What the rows gave: at once, or, where they do not fit into memory, in halves, down to the one that does
         not. A shortage counts for all that waits: what is larger than the budget by then is halved without a try."""
         parts: list[_Part] = []
@@ -234,7 +182,7 @@ class Batcher:
                 parts.append(part)
         return parts
 
-    async def _pass(self, unit: Unit, batch: list[tuple[_Job, int]]) -> _Part:
+    async def _pass(self, unit: Unit, batch: Batch) -> _Part:
         """One forward pass, or why there was none."""
         rows = [job.rows[index] for job, index in batch]
         try:
@@ -268,7 +216,7 @@ class Batcher:
         answered = self._finish(part.batch)
         self._returning.note_answer(answered, part.seconds, time.perf_counter())
 
-    def _count(self, batch: list[tuple[_Job, int]]) -> None:
+    def _count(self, batch: Batch) -> None:
         tokens = _tokens(batch)
         self.batches += 1
         self.tokens += tokens
@@ -278,7 +226,7 @@ class Batcher:
         self.rows_on_vectors += on_vectors
         self.rows_mixed += len(batch) - on_vectors
 
-    def _finish(self, batch: list[tuple[_Job, int]]) -> int:
+    def _finish(self, batch: Batch) -> int:
         """Answer who has all that was asked for; gives the number of those rows."""
         now, answered = time.perf_counter(), 0
         for job, _ in batch:
@@ -297,11 +245,11 @@ class Batcher:
             self._seconds_per_row = statistics.median(self._recent)
 
 
-def _tokens(batch: list[tuple[_Job, int]]) -> int:
+def _tokens(batch: Batch) -> int:
     return sum(len(job.rows[index]) for job, index in batch)
 
 
-def _fail(batch: list[tuple[_Job, int]], error: Exception) -> None:
+def _fail(batch: Batch, error: Exception) -> None:
     for job, _ in batch:
         if not job.done.done():
             job.done.set_exception(error)

@@ -19,12 +19,13 @@ from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
 from app.serving.adaptive import Adaptive, Choice
 from app.serving.aliases import DEFAULT, Aliases
-from app.serving.batcher import Batcher, Scored
+from app.serving.batcher import Batcher
 from app.serving.blends import MIXED, Blends
 from app.serving.compute import Compute, Vector
 from app.serving.errands import Errands
 from app.serving.histogram import SECONDS, Histogram
 from app.serving.recollection import Recollection
+from app.serving.waiting_line import Scored
 from app.spans import spent
 from app.weights.automatic import Auto
 from app.weights.recipe import MICRO, Cookbook, Recipe

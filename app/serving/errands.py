@@ -22,12 +22,12 @@ from app.errors import OutOfReach
 from app.models.bank import Bank
 from app.models.classifier import Mix
 from app.models.tokens import Row, Text, TextEncoder
-from app.serving.batcher import SHARE_TOKENS, Batcher
+from app.serving.batcher import WORTH_TOKENS, Batcher
 from app.serving.blends import Blends
 from app.serving.compute import Compute, Vector
 from app.weights.recipe import Recipe
 
-PIECE_TOKENS = SHARE_TOKENS
+PIECE_TOKENS = WORTH_TOKENS
 """Fewer are slower for each, and more would stand longer in a caller's way."""
 PATIENCE = 10
 LOOK_SECONDS = 0.002

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
+import selectors
 import socket
 import statistics
 import subprocess
@@ -16,7 +18,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +31,8 @@ from app.settings import Settings
 
 RECIPE = "finance@0.4"
 ROUNDS = 3
+WARM = 400
+"""Requests before those that count: kernels are compiled, and what is learnt of the traffic is learnt."""
 SETTLE = 3.0
 """Seconds for which a service that has just built its blends is left to write them to Redis."""
 REQUESTS = {1: 200, 8: 600, 32: 1_500}
@@ -77,16 +81,46 @@ async def _inside(file: Path, concurrency: int, count: int) -> float:
 
             await asyncio.gather(*(caller() for _ in range(callers)))
 
-        await load(8, 200)
+        await load(concurrency, WARM)
         await asyncio.sleep(SETTLE)
         started = time.perf_counter()
         await load(concurrency, count)
         return count / (time.perf_counter() - started)
 
 
+def ask_all(port: int, callers: int, bodies: Iterator[bytes]) -> None:
+    """So many connections, each of which asks again as soon as it was answered. Bare, because it runs on the cores that
+    the service runs on: a comfortable client would cost as much as the service does."""
+    with selectors.DefaultSelector() as waiting, ExitStack() as connections:
+        for body in itertools.islice(bodies, callers):
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            waiting.register(connection, selectors.EVENT_READ, (connection, bytearray()))
+            connection.sendall(HEAD % len(body) + body)
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                connection, reply = key.data
+                piece = connection.recv(1 << 16)
+                assert piece, "the service hung up"
+                reply += piece
+                if not _is_whole(reply):
+                    continue
+                assert reply.startswith(b"HTTP/1.1 200"), reply
+                reply.clear()
+                following = next(bodies, None)
+                if following is None:
+                    waiting.unregister(connection)
+                else:
+                    connection.sendall(HEAD % len(following) + following)
+
+
+def _is_whole(reply: bytes | bytearray) -> bool:
+    head, end, body = reply.partition(b"\r\n\r\n")
+    return bool(end) and len(body) >= int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+
+
 class Caller(asyncio.Protocol):
-    """One connection that asks again as soon as it was answered. Bare, because a comfortable client would cost the two
-    cores as much as the service does."""
+    """One such connection for who does other things meanwhile."""
 
     def __init__(self, bodies: Iterator[bytes], last: asyncio.Future[None]) -> None:
         self._bodies, self._last, self._reply = bodies, last, b""
@@ -98,9 +132,8 @@ class Caller(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reply += data
-        head, end, body = self._reply.partition(b"\r\n\r\n")
-        if end and len(body) >= int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
-            if not head.startswith(b"HTTP/1.1 200"):
+        if _is_whole(self._reply):
+            if not self._reply.startswith(b"HTTP/1.1 200"):
                 self._last.set_exception(AssertionError(self._reply))
             self._reply = b""
             self._ask()
@@ -117,24 +150,20 @@ class Caller(asyncio.Protocol):
 async def _http(
     file: Path, concurrency: int, count: int, server: Sequence[str] = OURS, recipe: Callable[[], str] | None = None
 ) -> float:
-    loop = asyncio.get_running_loop()
     async with running(file, server) as (port, _):
 
-        async def load(callers: int, requests: int) -> None:
+        def load(callers: int, requests: int) -> None:
             # What a pass costs is measured, so nothing is remembered; the pipeline knows neither recipes nor that.
             bodies = (
                 json.dumps({"texts": text} | ({"recipe": recipe(), "cache": False} if recipe else {})).encode()
                 for text in _texts(requests)
             )
-            ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(callers)]
-            for end in ends:
-                await loop.create_connection(partial(Caller, bodies, end), "127.0.0.1", port)
-            await asyncio.gather(*ends)
+            ask_all(port, callers, bodies)
 
-        await load(8, 200)  # warm, and what the scheduler has to learn it has learnt
+        load(concurrency, WARM)
         await asyncio.sleep(SETTLE)
         started = time.perf_counter()
-        await load(concurrency, count)
+        load(concurrency, count)
         return count / (time.perf_counter() - started)
 
 
