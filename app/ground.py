@@ -22,6 +22,7 @@ from app.models.bank import Bank
 from app.models.card import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
 from app.models.int8 import int8_is_fast
+from app.models.recorded import CudaGraphs
 from app.serving.compute import Compute, Lane, Machine, ThreadLane, usable_cores
 from app.serving.room import did_not_fit, room_for_slots
 from app.serving.workers import WorkerLane
@@ -140,6 +141,10 @@ async def start_compute(
     int8 = settings.cpu_int8 == "on" and bank.device.type == "cpu"
     if int8 and not (int8_is_fast() and bank.arena.rows.dtype == torch.float32):
         raise BadSettings("TWEEN_CPU_INT8: this processor has no int8 products (VNNI), or the weights are not float32")
+    if settings.gpu_graphs == "on":
+        if bank.device.type != "cuda":
+            raise BadSettings(f"TWEEN_GPU_GRAPHS: weights lie on {bank.device}; only a GPU replays passes")
+        classifier.record(CudaGraphs(bank.device))
     lanes: list[Lane]
     workers = workers_of(settings, bank.device)
     if workers:

@@ -47,6 +47,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "float32", description="what weights are stored as and computed in; float16 is for GPUs"
     )
     cpu_int8: Literal["on", "off"] = Field("off", description="int8 products for hot blends on CPUs that have VNNI")
+    gpu_graphs: Literal["on", "off"] = Field(
+        "off", description="small passes on a GPU are recorded and replayed (CUDA graphs); not yet run on one"
+    )
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=512)] = Field(
         "auto",
         description="processes that compute: auto (one for each core; none on a GPU), or how many; 0 is a thread",

@@ -77,12 +77,14 @@ class Grid:
     """All texts in one padded call."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        length = torch.tensor(lengths, device=device)
-        self.starts = length.cumsum(0) - length
-        offset = torch.arange(max(lengths), device=device)
+        length = torch.tensor(lengths)  # worked out on the host: a GPU would be waited for to count the real cells
+        starts = length.cumsum(0) - length
+        offset = torch.arange(max(lengths))
         real = offset < length[:, None]  # (B, L)
-        token = torch.where(real, self.starts[:, None] + offset, 0)
-        self._cells = _Cells(token, real[:, None, None], real.flatten().nonzero()[:, 0])
+        token = torch.where(real, starts[:, None] + offset, 0)
+        of_token = real.flatten().nonzero()[:, 0]
+        self.starts = starts.to(device)
+        self._cells = _Cells(token.to(device), real[:, None, None].to(device), of_token.to(device))
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         q, k, v = _heads(qkv[self._cells.token], heads)
@@ -91,6 +93,23 @@ class Grid:
     def attend_first(self, qkv: Tensor, heads: int) -> Tensor:
         q, k, v = _heads(qkv[self._cells.token], heads)
         return _joined(F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=self._cells.real))
+
+
+class Board:
+    """Texts that are all padded to L tokens, side by side: their tokens are the cells of a grid already."""
+
+    def __init__(self, texts: int, length: int, real: Tensor) -> None:
+        """`real` (B, L) says which tokens are no padding; of every text at least one."""
+        self._shape, self._real = (texts, length), real[:, None, None]
+        self.starts = torch.arange(0, texts * length, length, device=real.device)
+
+    def attend(self, qkv: Tensor, heads: int) -> Tensor:
+        q, k, v = _heads(qkv.view(*self._shape, -1), heads)
+        return _joined(F.scaled_dot_product_attention(q, k, v, attn_mask=self._real))
+
+    def attend_first(self, qkv: Tensor, heads: int) -> Tensor:
+        q, k, v = _heads(qkv.view(*self._shape, -1), heads)
+        return _joined(F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=self._real))
 
 
 def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:

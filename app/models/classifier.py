@@ -18,8 +18,9 @@ from app.models import packed
 from app.models.bank import Bank
 from app.models.int8 import Int8Copies
 from app.models.products import Blended, Fixed, Operands, Ramped
+from app.models.recorded import Recorder, Recordings, Shape, shape_for
 from app.models.tokens import Row
-from app.weights.arena import Arena, Share, is_ramp
+from app.weights.arena import Arena, Partial, Share, is_ramp
 from app.weights.depth import depths
 
 PADDING_TOLERATED = 1.25
@@ -65,6 +66,7 @@ class Classifier:
         self._bound: dict[int, PreTrainedModel] = {}
         self._pad = bank.tokenizer.pad_token_id or 0
         self._reads_types = "token_type_ids" in bank.tokenizer.model_input_names
+        self._recordings: Recordings | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Without the members' rows: they lie in the arena, and torch would copy them all to /dev/shm, which is small
@@ -74,6 +76,17 @@ class Classifier:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._members = [self.fixed(row) for row in self.arena.rows]
+
+    def record(self, recorder: Recorder) -> Recordings:
+        """From now on, have passes of frequent shapes recorded and replayed, where the architecture runs packed."""
+        rows = self.arena.rows
+        self._recordings = Recordings(recorder, len(rows), rows.device, rows.dtype)
+        return self._recordings
+
+    def forget_recordings(self) -> None:
+        """Give back the memory that they hold; frequent passes are recorded again."""
+        if self._recordings is not None:
+            self._recordings.forget()
 
     @property
     def mixes(self) -> bool:
@@ -112,6 +125,9 @@ class Classifier:
 
     def _packed(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
         assert self._family is not None
+        recorded = self._recorded(rows, weights)
+        if recorded is not None:
+            return recorded
         texts = len(rows)
         if self._device.type == "cpu":
             rows = [*rows, *_filling(rows)]
@@ -120,18 +136,45 @@ class Classifier:
         logits = packed.forward(self._family, self._section(weights, [len(row) for row in rows]), batch)
         return logits[:texts].float().cpu()
 
+    def _recorded(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor | None:
+        """The same by a recording of a pass of some fixed shape; None where there is none for these rows."""
+        shape = shape_for([len(row) for row in rows]) if self._recordings is not None else None
+        first = weights[0]
+        if self._recordings is None or shape is None or any(isinstance(one, Mix) and one.last for one in weights):
+            return None
+        family, buffers = self._family, self._recordings.buffers(shape)
+        assert family is not None
+        buffers.cells.copy_(packed.lay_out(rows, family, self._reads_types, *shape))
+        if isinstance(first, Mix):
+            shares = [one.shares for one in weights if isinstance(one, Mix)]
+            buffers.shares.copy_(torch.tensor([*shares, *[first.shares] * (shape.texts - len(rows))]))
+
+        def run() -> Tensor:
+            operands: Operands = first if isinstance(first, Fixed) else self._on_board(first, buffers.shares, shape)
+            return packed.forward(family, operands, packed.on_board(buffers.cells, *shape)).float()
+
+        return self._recordings.run((first.section, shape), run)[: len(rows)].cpu()
+
+    def _on_board(self, mix: Mix, shares: Tensor, shape: Shape) -> Blended:
+        """Weights mixed from the same members as `mix`, with shares (B, M) of texts that are padded to a shape."""
+        by_token = shares[:, None].expand(-1, shape.length, -1).reshape(-1, shares.shape[-1])
+        return Blended(self._members, self._partials, by_token, mix.section)
+
     def _section(self, weights: Sequence[Fixed | Mix], lengths: Sequence[int]) -> Operands:
         """The weights of rows of one section, which have so many tokens each."""
         first = weights[0]
         if isinstance(first, Fixed):
             return first
         mixes = [one for one in weights if isinstance(one, Mix)]
-        partials = {partial.start: partial for partial in self.arena.partials}
         shares = self._by_token([one.shares for one in mixes], lengths)
         if not any(one.last for one in mixes):
-            return Blended(self._members, partials, shares)
+            return Blended(self._members, self._partials, shares, mixes[0].section)
         last = self._by_token([one.last or one.shares for one in mixes], lengths)
-        return Ramped(self._members, partials, shares, last, self._depths)
+        return Ramped(self._members, self._partials, shares, last, self._depths, mixes[0].section)
+
+    @property
+    def _partials(self) -> dict[int, Partial]:
+        return {partial.start: partial for partial in self.arena.partials}
 
     def _by_token(self, shares: Sequence[tuple[float, ...]], lengths: Sequence[int]) -> Tensor:
         """Shares of rows that have so many tokens each, as (N, M)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from app.models.architectures import Architecture, Layer
-from app.models.attention import Texts, texts_of
+from app.models.attention import Board, Texts, texts_of
 from app.models.products import Operands
 from app.models.tokens import Row
 
@@ -31,6 +31,23 @@ class Packed:
 
 def pack(rows: Sequence[Row], architecture: Architecture, reads_types: bool, device: torch.device) -> Packed:
     """Lay rows side by side, in the order given; rows of equal length should be neighbours."""
+    a, b, c = _lines(rows, architecture, reads_types).to(device)
+    return Packed(ids=a, positions=b, types=c, texts=texts_of([len(row) for row in rows], device))
+
+
+def lay_out(rows: Sequence[Row], architecture: Architecture, reads_types: bool, texts: int, length: int) -> Tensor:
+    """Rows padded with zeros to a grid of texts by tokens: ids, positions, types, and 1 for each cell that is no
+    padding, (4, texts * length). Of texts that are not there the first cell counts, because attention needs one."""
+    grid = torch.zeros(4, texts, length, dtype=torch.long)
+    for number, row in enumerate(rows):
+        grid[:3, number, : len(row)] = _lines([row], architecture, reads_types)
+        grid[3, number, : len(row)] = 1
+    grid[3, len(rows) :, 0] = 1
+    return grid.view(4, -1)
+
+
+def _lines(rows: Sequence[Row], architecture: Architecture, reads_types: bool) -> Tensor:
+    """Ids, positions and types of rows side by side, (3, N)."""
     ids: list[int] = []
     positions: list[int] = []
     types: list[int] = []
@@ -38,8 +55,13 @@ def pack(rows: Sequence[Row], architecture: Architecture, reads_types: bool, dev
         ids += row.ids
         positions += _positions(row, architecture)
         types += row.types if reads_types else [0] * len(row)
-    a, b, c = torch.tensor([ids, positions, types], device=device)
-    return Packed(ids=a, positions=b, types=c, texts=texts_of([len(row) for row in rows], device))
+    return torch.tensor([ids, positions, types])
+
+
+def on_board(cells: Tensor, texts: int, length: int) -> Packed:
+    """A batch from what `lay_out` gives."""
+    ids, positions, types, real = cells
+    return Packed(ids, positions, types, Board(texts, length, real.view(texts, length) > 0))
 
 
 def _positions(row: Row, architecture: Architecture) -> Sequence[int]:

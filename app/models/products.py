@@ -86,12 +86,14 @@ class First(Fixed):
 class Blended:
     """For every token the share of each member of an arena, (N, M); each token's shares add up to 1."""
 
-    def __init__(self, members: Sequence[Fixed], partials: Mapping[int, Partial], shares: Tensor) -> None:
-        """`members` are the arena's rows; `partials` by where they start."""
+    def __init__(
+        self, members: Sequence[Fixed], partials: Mapping[int, Partial], shares: Tensor, taking_part: Sequence[int]
+    ) -> None:
+        """`members` are the arena's rows, of which these numbers take part; `partials` by where they start."""
         self._members = members
         self._partials = partials
         self._shares = shares
-        self._taking_part = _taking_part(shares)
+        self._taking_part = taking_part
 
     def embed(self, table: str, index: Tensor) -> Tensor:
         return self._mix(*self._at(table), lambda member: member.embed(table, index))
@@ -103,7 +105,7 @@ class Blended:
         if partial is not None:
             # A head that only some members own is shared among those.
             shares = partial.among_owners(shares)
-            numbers = _taking_part(shares)
+            numbers = self._owners(partial)
         out = self._mix(numbers, shares, lambda member: member.linear(block, x))
         if add is not None:
             out += add
@@ -113,9 +115,14 @@ class Blended:
         return self._mix(*self._at(f"{name}.weight"), lambda member: member.norm(name, x, epsilon))
 
     def at(self, index: Tensor) -> Operands:
-        return Blended([member.at(index) for member in self._members], self._partials, self._shares[index])
+        firsts = [member.at(index) for member in self._members]
+        return Blended(firsts, self._partials, self._shares[index], self._taking_part)
 
-    def _at(self, parameter: str) -> tuple[list[int], Tensor]:
+    def _owners(self, partial: Partial) -> Sequence[int]:
+        """The owners that have a share in a stretch: those that take part, and if none does, all."""
+        return [number for number in self._taking_part if partial.owners[number]] or partial.all_owners
+
+    def _at(self, parameter: str) -> tuple[Sequence[int], Tensor]:
         """The members that take part in a parameter, and their shares (N, M)."""
         return self._taking_part, self._shares
 
@@ -143,28 +150,26 @@ class Ramped(Blended):
         first: Tensor,
         last: Tensor,
         depths: Mapping[str, float],
+        taking_part: Sequence[int],
     ) -> None:
-        super().__init__(members, partials, first)
+        super().__init__(members, partials, first, taking_part)
         self._last = last
         self._depths = depths
-        self._taking_part = _taking_part(first.abs() + last.abs())
         self._by_depth: dict[float, Tensor] = {}
 
     def at(self, index: Tensor) -> Operands:
         members = [member.at(index) for member in self._members]
-        return Ramped(members, self._partials, self._shares[index], self._last[index], self._depths)
+        return Ramped(members, self._partials, self._shares[index], self._last[index], self._depths, self._taking_part)
 
-    def _at(self, parameter: str) -> tuple[list[int], Tensor]:
+    def _owners(self, partial: Partial) -> Sequence[int]:
+        """All of them: a ramp may have no share left at this depth, and then all owners count alike."""
+        return partial.all_owners
+
+    def _at(self, parameter: str) -> tuple[Sequence[int], Tensor]:
         depth = self._depths[parameter]
         if depth not in self._by_depth:
             self._by_depth[depth] = torch.lerp(self._shares, self._last, depth)
         return self._taking_part, self._by_depth[depth]
-
-
-def _taking_part(shares: Tensor) -> list[int]:
-    """The members that have a share in any token."""
-    numbers: list[int] = shares.any(dim=0).nonzero()[:, 0].tolist()
-    return numbers
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}

@@ -104,6 +104,7 @@ class Machine:
         # Here and not in the handler: as long as that runs, its traceback holds the tensors of what failed.
         if self._int8:
             self._int8.clear()
+        self.classifier.forget_recordings()
         if self.classifier.arena.rows.is_cuda:
             torch.cuda.empty_cache()
         raise OutOfMemory("memory is too short for this here; try again later, or ask for less at once")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Partial:
     stop: int
     owners: tuple[float, ...]
 
+    @property
+    def all_owners(self) -> list[int]:
+        """The numbers of the members that own it."""
+        return [number for number, owns in enumerate(self.owners) if owns]
+
     def among_owners(self, weights: Tensor) -> Tensor:
         """How the owners share the stretch, (..., M) from the members' weights (..., M): as these do, made to
         add up to 1.
@@ -37,10 +43,16 @@ class Partial:
         Sizes count and not signs, or an extrapolation whose weights nearly cancel would blow the stretch up.
         Where no owner takes part (the base alone, without a head), all owners count alike.
         """
-        owners = torch.tensor(self.owners, device=weights.device)
+        owners = _on_device(self.owners, weights.device)
         sizes = weights.abs() * owners
         total = sizes.sum(dim=-1, keepdim=True)
         return torch.where(total > 0, sizes / total.clamp(min=1e-12), owners / owners.sum())
+
+
+@cache
+def _on_device(owners: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied there once: a pass on a GPU that copies from the host waits, and cannot be recorded."""
+    return torch.tensor(owners, device=device)
 
 
 class Vectors:

@@ -27,6 +27,7 @@ import pico  # noqa: E402
 from app.models.bank import Bank, BankSpec, load_bank  # noqa: E402
 from app.models.checkpoint import Source  # noqa: E402
 from app.models.classifier import Classifier, Mix  # noqa: E402
+from app.models.recorded import CudaGraphs  # noqa: E402
 from app.models.tokens import Row  # noqa: E402
 from app.weights.methods import METHODS  # noqa: E402
 
@@ -113,6 +114,11 @@ def print_forward(bank: Bank, device: torch.device, rounds: int) -> None:
         "ours, every text its own t": lambda batch: classifier.batch(batch, own(batch)),
         "transformers, padded": transformers,
     }
+    if device.type == "cuda":
+        recorded = Classifier(bank)
+        recorded.record(CudaGraphs(device))
+        ways["ours, one recipe, recorded"] = lambda batch: recorded.batch(batch, [fixed[3]] * len(batch))
+        ways["ours, every text its own t, recorded"] = lambda batch: recorded.batch(batch, own(batch))
     print(f"\n| texts per second | {' | '.join(map(str, SIZES))} |\n|---|{'---|' * len(SIZES)}")
     for name, run in ways.items():
         rates = [size / median(lambda: run(rows(size)), device, rounds) for size in SIZES]  # noqa: B023

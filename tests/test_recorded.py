@@ -1,0 +1,247 @@
+"""Recorded passes, on a recorder that does what a CUDA graph does, as far as a CPU can.
+
+It runs the same operators on the same memory again, and nothing of the Python between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pico
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from app.errors import BadSettings
+from app.ground import start_compute
+from app.models import packed, recorded
+from app.models.bank import Bank, BankSpec, load_bank
+from app.models.classifier import Classifier, Mix
+from app.models.products import Blended, Fixed, Operands
+from app.models.recorded import Recordings, Replay, Shape, shape_for
+from app.models.tokens import Row, TextEncoder
+from app.settings import Settings
+from app.weights import arena
+from app.weights.methods import METHODS
+
+TEXTS = ["late", "my order came late again", "so kind", "a very late order", "fine", "ok then"]
+PACKED = [name for name in pico.CONFIGS if name in ("bert", "distilbert", "roberta", "xlm-roberta", "electra")]
+NEVER_RECORDED = ("_local_scalar_dense", "nonzero", "item")
+
+
+class Tape(TorchDispatchMode):
+    """Operators as they were called, which can be called again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, tree_leaves(out)))
+        return out
+
+    def record(self, run: Callable[[], Tensor]) -> Replay:
+        self.calls = []
+        with self:
+            out = run()
+        calls = self.calls
+
+        def replay() -> Tensor:
+            for func, args, kwargs, outs in calls:
+                given = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if _is_tensor(one)}
+                for kept, new in zip(outs, tree_leaves(func(*args, **kwargs)), strict=True):
+                    if _is_tensor(kept) and kept.untyped_storage().data_ptr() not in given:
+                        kept.copy_(new)
+            return out
+
+        return replay
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+@pytest.fixture
+def rows(bank: Bank) -> list[Row]:
+    return TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+
+
+@pytest.fixture
+def plain(bank: Bank) -> Classifier:
+    return Classifier(bank)
+
+
+@pytest.fixture
+def taped(bank: Bank) -> Iterator[tuple[Classifier, Recordings, Tape]]:
+    classifier, tape = Classifier(bank), Tape()
+    yield classifier, classifier.record(tape), tape
+
+
+Taped = tuple[Classifier, Recordings, Tape]
+
+
+def agree(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_a_replay_gives_the_logits_of_other_rows_and_of_what_then_lies_in_the_slot(
+    plain: Classifier, taped: Taped, rows: list[Row]
+) -> None:
+    classifier, recordings, tape = taped
+    slot = classifier.arena.new_vector()
+    for number, t in enumerate((0.3, 0.3, 0.7, 0.9)):
+        METHODS["linear"](classifier.arena, {"base": 1 - t, "angry": t}, slot)
+        some = [rows[(number + i) % len(rows)] for i in range(3)]
+        assert shape_for([len(row) for row in some]) == Shape(4, 16)
+        agree(classifier.logits(slot, some), plain.logits(slot, some))
+    assert recordings.replayed == 2 and len(tape.calls) > 20
+
+
+def test_a_replay_mixes_by_the_shares_that_are_given_then(plain: Classifier, taped: Taped, rows: list[Row]) -> None:
+    classifier, recordings, _ = taped
+    for number in range(5):
+        mixes = [Mix((1 - t, t, 0.0)) for t in (0.1 * number + 0.05, 0.5, 0.9 - 0.1 * number)]
+        agree(classifier.batch(rows[:3], mixes), plain.batch(rows[:3], mixes))
+    assert recordings.replayed == 3
+    other = [Mix((0.2, 0.3, 0.5))] * 3  # of other members, which is another pass
+    agree(classifier.batch(rows[:3], other), plain.batch(rows[:3], other))
+    assert recordings.replayed == 3
+
+
+def test_ramps_and_what_is_too_large_run_as_ever(plain: Classifier, taped: Taped, rows: list[Row]) -> None:
+    classifier, recordings, tape = taped
+    ramp = [Mix((0.9, 0.1, 0.0), (0.1, 0.9, 0.0))] * 2
+    many = [rows[i % len(rows)] for i in range(200)]
+    for _ in range(3):
+        agree(classifier.batch(rows[:2], ramp), plain.batch(rows[:2], ramp))
+        agree(classifier.logits(classifier.arena["angry"], many), plain.logits(classifier.arena["angry"], many))
+    assert recordings.replayed == 0 and not tape.calls
+
+
+def test_shapes_are_few_and_hold_what_they_are_for() -> None:
+    assert shape_for([5]) == Shape(1, 16)
+    assert shape_for([16, 17, 3]) == Shape(4, 32)
+    assert shape_for([64] * 32) == Shape(32, 64)
+    assert shape_for([64] * 33) is None and shape_for([513]) is None and shape_for([1] * 65) is None
+    shapes = {shape_for([n] * texts) for n in range(1, 513) for texts in range(1, 65)} - {None}
+    assert len(shapes) == 50
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_every_packed_architecture_replays(name: str, tmp_path: Path) -> None:
+    bank = load_bank(BankSpec.from_toml(pico.write_bank(tmp_path, name) / "bank.toml"), torch.device("cpu"))
+    classifier, plain = Classifier(bank), Classifier(bank)
+    recordings = classifier.record(Tape())
+    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    for number in range(4):
+        some = rows[number : number + 2]
+        mix = Mix((0.8 - 0.1 * number, 0.2 + 0.1 * number, 0.0))
+        agree(classifier.logits(bank.arena["angry"], some), plain.logits(bank.arena["angry"], some))
+        agree(classifier.batch(some, [mix] * 2), plain.batch(some, [mix] * 2))
+    assert recordings.replayed == 4
+
+
+class Failing:
+    def record(self, run: Callable[[], Tensor]) -> Replay:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+class Wrong:
+    def record(self, run: Callable[[], Tensor]) -> Replay:
+        out = run() + 1
+        return lambda: out
+
+
+@pytest.mark.parametrize(
+    ("recorder", "why"),
+    [(Failing(), "could not be recorded"), (Wrong(), "gave other logits")],
+    ids=["fails", "is wrong"],
+)
+def test_what_cannot_be_recorded_is_run_and_told_once(
+    bank: Bank,
+    plain: Classifier,
+    rows: list[Row],
+    recorder: recorded.Recorder,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    classifier = Classifier(bank)
+    recordings = classifier.record(recorder)
+    for count in (1, 1, 1, 3, 3, 3):
+        vector = classifier.arena["angry"]
+        agree(classifier.logits(vector, rows[:count]), plain.logits(vector, rows[:count]))
+    assert recordings.replayed == 0 and len(caplog.records) == 1 and why in caplog.text
+
+
+def test_recordings_that_were_not_used_for_long_make_room(
+    taped: Taped, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, recordings, _ = taped
+    monkeypatch.setattr(recorded, "ROOM", 1)
+    for name in ("angry", "angry", "polite", "polite", "polite", "angry"):
+        classifier.logits(classifier.arena[name], rows[:1])
+    assert recordings.replayed == 1
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_recorded_pass_neither_waits_for_its_device_nor_copies_from_the_host(bank: Bank, mixed: bool) -> None:
+    """On tensors without values: what asks for one fails, and what lies on the host shows."""
+    family, layout = Classifier(bank)._family, bank.arena.layout
+    assert family is not None
+    shape = Shape(2, 16)
+    arena._on_device.cache_clear()
+
+    def run(cells: Tensor, shares: Tensor, members: list[Fixed]) -> Tensor:
+        partials = {one.start: one for one in bank.arena.partials}
+        operands: Operands = Blended(members, partials, shares, (0, 1)) if mixed else members[1]
+        return packed.forward(family, operands, packed.on_board(cells, *shape)).float()
+
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            cells = torch.zeros(4, 32, dtype=torch.long)
+            shares = torch.zeros(32, len(bank.arena.rows))
+            vectors = torch.zeros(bank.arena.rows.shape)
+            members = [Fixed(layout, vector) for vector in vectors]
+            run(cells, shares, members)  # what is copied once is copied now
+            tape = Tape()
+            with tape:
+                out = run(cells, shares, members)
+            assert out.device.type == "meta" and out.shape == (2, len(bank.labels))
+    finally:
+        arena._on_device.cache_clear()
+    assert len(tape.calls) > 20
+    for func, args, kwargs, outs in tape.calls:
+        assert not any(name in str(func) for name in NEVER_RECORDED)
+        tensors = [one for one in tree_leaves((args, kwargs, outs)) if _is_tensor(one)]
+        assert all(one.device.type == "meta" for one in tensors), func
+
+
+def test_replays_are_refused_where_there_is_no_gpu(bank: Bank) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as resources:
+            with ThreadPoolExecutor(1) as thread:
+                settings = Settings.model_validate({"gpu_graphs": "on"})
+                await start_compute(settings, bank, bank.arena.new_slots(1), thread, resources)
+
+    with pytest.raises(BadSettings, match="TWEEN_GPU_GRAPHS: weights lie on cpu; only a GPU replays passes"):
+        asyncio.run(main())
+
+
+def test_recordings_are_let_go_where_memory_is_short_and_made_anew(
+    plain: Classifier, taped: Taped, rows: list[Row]
+) -> None:
+    classifier, recordings, _ = taped
+    vector = classifier.arena["angry"]
+    for _ in range(2):
+        for _ in range(3):
+            agree(classifier.logits(vector, rows[:1]), plain.logits(vector, rows[:1]))
+        classifier.forget_recordings()
+    assert recordings.replayed == 2
