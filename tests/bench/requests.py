@@ -31,11 +31,10 @@ from app.settings import Settings
 
 RECIPE = "finance@0.4"
 ROUNDS = 3
-WARM = 400
-"""Requests before those that count: kernels are compiled, and what is learnt of the traffic is learnt."""
 SETTLE = 3.0
 """Seconds for which a service that has just built its blends is left to write them to Redis."""
 REQUESTS = {1: 200, 8: 600, 32: 1_500}
+"""By concurrency; as many before them do not count: kernels are compiled, and what is to learn of traffic is learnt."""
 TEXTS = [example.text for name in (corpus.GENERAL, *corpus.DOMAINS) for example in corpus.read(name, "test")]
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -81,7 +80,7 @@ async def _inside(file: Path, concurrency: int, count: int) -> float:
 
             await asyncio.gather(*(caller() for _ in range(callers)))
 
-        await load(concurrency, WARM)
+        await load(concurrency, REQUESTS[concurrency])
         await asyncio.sleep(SETTLE)
         started = time.perf_counter()
         await load(concurrency, count)
@@ -160,7 +159,7 @@ async def _http(
             )
             ask_all(port, callers, bodies)
 
-        load(concurrency, WARM)
+        load(concurrency, REQUESTS[concurrency])
         await asyncio.sleep(SETTLE)
         started = time.perf_counter()
         load(concurrency, count)
