@@ -61,6 +61,14 @@ def test_a_single_caller_never_waits_for_himself() -> None:
         assert known.patience(number + WINDOW / 10) == 0
 
 
+def test_a_pass_that_answered_nobody_changes_nothing() -> None:
+    known = after(20, rows=8, back=8)
+    known.note_answer(0, 10 * PASS, 99.0)
+    known.note_arrival(8, 99.0 + WINDOW)
+    known.note_answer(8, PASS, 100.0)
+    assert known.patience(100.0) == pytest.approx(WINDOW)
+
+
 def test_batches_of_several_units_are_waited_for_together() -> None:
     known = after(20, rows=8, back=8)
     known.note_answer(8, PASS, 100.0)

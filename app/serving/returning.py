@@ -25,7 +25,9 @@ class Returning:
         self._until = 0.0
 
     def note_answer(self, rows: int, seconds: float, now: float) -> None:
-        """A pass of so many seconds answered callers who had brought so many rows."""
+        """A pass of so many seconds answered callers who had brought so many rows; none where all wait for more."""
+        if not rows:
+            return
         if self._awaited and (now >= self._until or self._came >= self._awaited):
             self._usual += LEARNING * (min(1.0, self._came / self._awaited) - self._usual)
             self._awaited = self._came = 0
