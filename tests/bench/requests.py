@@ -199,7 +199,7 @@ WAYS: dict[str, Way] = {
 }
 
 
-def main(file: Path, rounds: int = 5, count: int = 3_000) -> None:
+def main(file: Path, rounds: int = 5, count: int = 2_000) -> None:
     """The ways take turns, so that what else the machine does falls on all alike."""
     ways = ("in process", "one recipe", "8 recipes", "every request its own t")
     measured = [[_measure(way, file, 32, count) for way in ways] for _ in range(rounds)]
