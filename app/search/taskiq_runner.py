@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -50,6 +52,7 @@ def broker_of(url: str, namespace: str, idle_seconds: float = IDLE_SECONDS) -> A
         url,
         queue_name=f"{namespace}:sweep-tasks",
         consumer_group_name=f"{namespace}:sweep-workers",
+        consumer_name=f"{socket.gethostname()}-{os.getpid()}",  # so that XPENDING tells who holds what
         consumer_id="0",
         xread_count=1,  # or the first worker would take all there is
         xread_block=500,
