@@ -54,6 +54,7 @@ def test_stages_and_batches_are_timed(serve: Callable, spec: BankSpec) -> None:
     assert samples[("tween_batch_tokens_sum",)] == samples[("tween_tokens_total",)]
     assert samples["tween_batch_rows_bucket", "+Inf"] == batches
     assert not any(key[0].startswith("tween_gpu") for key in samples)
+    assert samples[("tween_replayed_passes_total",)] == 0
 
 
 @given(st.lists(st.floats(0, 20)))

@@ -27,6 +27,7 @@ from app.models.classifier import Classifier, Mix
 from app.models.products import Blended, Fixed, Operands
 from app.models.recorded import Recordings, Replay, Shape, shape_for
 from app.models.tokens import Row, TextEncoder
+from app.serving.compute import Compute, Machine, ThreadLane
 from app.settings import Settings
 from app.weights import arena
 from app.weights.methods import METHODS
@@ -222,6 +223,19 @@ def test_a_recorded_pass_neither_waits_for_its_device_nor_copies_from_the_host(b
         assert not any(name in str(func) for name in NEVER_RECORDED)
         tensors = [one for one in tree_leaves((args, kwargs, outs)) if _is_tensor(one)]
         assert all(one.device.type == "meta" for one in tensors), func
+
+
+def test_replays_are_counted_by_the_compute_that_they_ran_on(bank: Bank, taped: Taped, rows: list[Row]) -> None:
+    async def main() -> int:
+        with ThreadPoolExecutor(1) as thread:
+            machine = Machine(taped[0], bank.arena.new_slots(1))
+            compute = Compute(machine, [ThreadLane(machine, thread)])
+            async with compute.unit() as unit:
+                for _ in range(5):
+                    await unit.forward(rows[:2], [Mix((0.7, 0.3, 0.0))] * 2)
+            return compute.replayed
+
+    assert asyncio.run(main()) == 3  # it is recorded when it is asked for the second time
 
 
 def test_replays_are_refused_where_there_is_no_gpu(bank: Bank) -> None:

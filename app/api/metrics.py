@@ -121,6 +121,9 @@ class EngineMetrics(Collector):
         units.add_metric(["all"], compute.units)
         yield units
         yield CounterMetricFamily(
+            "tween_replayed_passes", "passes on a GPU that replayed a recording", value=compute.replayed
+        )
+        yield CounterMetricFamily(
             "tween_worker_restarts", "worker processes that died and were replaced", value=compute.restarts
         )
 

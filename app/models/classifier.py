@@ -83,6 +83,11 @@ class Classifier:
         self._recordings = Recordings(recorder, len(rows), rows.device, rows.dtype)
         return self._recordings
 
+    @property
+    def replayed(self) -> int:
+        """Passes that were replays of a recording."""
+        return self._recordings.replayed if self._recordings is not None else 0
+
     def forget_recordings(self) -> None:
         """Give back the memory that they hold; frequent passes are recorded again."""
         if self._recordings is not None:

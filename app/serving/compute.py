@@ -173,6 +173,7 @@ class Compute:
         """`machine` has the vectors by number as the machines at the ends of the lanes have them."""
         numbers = {fixed.section: number for number, fixed in enumerate(machine.vectors)}
         self.mixes = machine.classifier.mixes
+        self._classifier = machine.classifier
         self.units = len(lanes)
         self._lanes = lanes
         self._idle: asyncio.LifoQueue[Unit] = asyncio.LifoQueue()
@@ -188,6 +189,11 @@ class Compute:
     def restarts(self) -> int:
         """Machines that died and were replaced."""
         return sum(lane.restarts for lane in self._lanes)
+
+    @property
+    def replayed(self) -> int:
+        """Passes on a GPU that were replays of a recording; a batch has one for each section."""
+        return self._classifier.replayed
 
     async def take(self) -> Unit:
         """A unit that is the caller's until it is given back."""
