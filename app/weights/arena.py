@@ -46,7 +46,7 @@ class Partial:
         owners = _on_device(self.owners, weights.device)
         sizes = weights.abs() * owners
         total = sizes.sum(dim=-1, keepdim=True)
-        return torch.where(total > 0, sizes / total.clamp(min=1e-12), owners / owners.sum())
+        return torch.where(total > 0, sizes / total.clamp(min=1e-12), owners / owners.sum()).to(weights.dtype)
 
 
 @cache
