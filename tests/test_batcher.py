@@ -18,7 +18,7 @@ from app.models.classifier import Classifier, Mix
 from app.models.products import Fixed
 from app.models.tokens import Row, TextEncoder
 from app.serving import returning
-from app.serving.batcher import ENOUGH_TOKENS, TURNS, Batcher
+from app.serving.batcher import ENOUGH_TOKENS, FEW, TURNS, Batcher
 from app.serving.blends import Weights
 from app.serving.compute import Compute, Machine, ThreadLane, Vector, logits_of
 from app.weights.arena import Vectors
@@ -216,6 +216,49 @@ def test_who_would_wait_too_long_is_refused_at_once(run: Callable[..., None], ro
         await scene.batcher.submit(rows[:1], weights)  # where nobody waits, nobody is refused
 
     run(scenario, wait=1e-9)
+
+
+def test_rows_on_other_weights_count_for_who_would_wait_for_them(run: Callable[..., None], rows: list[Row]) -> None:
+    async def scenario(scene: Scene) -> None:
+        one, other, third = (scene.weights(recipe) for recipe in ("angry", "polite", "polite@0.5"))
+        scene.classifier.seconds = 0.06
+        for _ in range(FEW):  # now it is known what a row takes: a millisecond
+            await scene.batcher.submit(rows, one)
+        accepted = [asyncio.create_task(scene.batcher.submit(rows, weights)) for weights in (one, other)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=r"120 texts are waiting and the next would wait for 1\d\d ms"):
+            await scene.batcher.submit(rows[:1], third)
+        accepted.append(asyncio.create_task(scene.batcher.submit(rows[:1], one)))
+        accepted.append(asyncio.create_task(scene.batcher.submit(rows[:1], third, follows=True)))
+        assert [len(scored.logits) for scored in await asyncio.gather(*accepted)] == [60, 60, 1, 1]
+
+    run(scenario, wait=0.1)
+
+
+def test_rows_on_other_weights_wait_for_a_batch_of_a_storm_and_not_for_all(
+    run: Callable[..., None], rows: list[Row]
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        storm, few = scene.weights("angry"), scene.weights("polite")
+        many = asyncio.create_task(scene.batcher.submit(rows * 10, storm))
+        one = asyncio.create_task(scene.batcher.submit(rows[:1], few))
+        await one
+        assert not many.done() and sum(len(row) for row in rows * 10) > 4 * ENOUGH_TOKENS
+        assert scene.batcher.tokens <= 2 * ENOUGH_TOKENS  # one batch without it, and its own
+        await many
+
+    run(scenario)
+
+
+def test_a_failed_callers_rows_wait_no_more(run: Callable[..., None], rows: list[Row]) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.classifier.fails = True
+        other = asyncio.create_task(scene.batcher.submit(rows, scene.weights("angry")))
+        with pytest.raises(RuntimeError):
+            await other
+        assert scene.batcher.waiting_rows == 0 and len(scene.classifier.sizes) == 1
+
+    run(scenario, tokens=64)
 
 
 def test_rows_of_callers_who_left_are_not_run(run: Callable[..., None], rows: list[Row]) -> None:

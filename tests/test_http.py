@@ -552,6 +552,15 @@ def test_every_reply_carries_a_request_id(lasting: httpx.Client, sent: str, kept
         assert (got == sent) if kept else (got != sent and got)
 
 
+def test_recipes_of_one_request_never_refuse_each_other(serve: Callable[..., Service], spec: BankSpec) -> None:
+    client = serve(spec, queue_ms=1).client
+    for _ in range(8):  # now it is known what a row takes
+        assert client.post("/v1/predict", json={"texts": "thanks"}).status_code == 200
+    asked = {"texts": [f"order {i}" for i in range(200)], "recipe": [f"angry@{i / 1000}" for i in range(1, 201)]}
+    reply = client.post("/v1/predict", json=asked)
+    assert reply.status_code == 200 and len(reply.json()["predictions"]) == 200
+
+
 def test_a_full_queue_answers_429_and_serves_what_it_took(serve: Callable[..., Service], spec: BankSpec) -> None:
     client = serve(spec, queue_rows=8, batch_tokens=64).client
     with ThreadPoolExecutor(40) as callers:

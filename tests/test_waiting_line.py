@@ -114,3 +114,13 @@ def test_since_when_the_first_has_waited() -> None:
     first, second = job("a"), job("b")
     first.waiting_since, second.waiting_since = 7.0, 5.0
     assert line_of(first, second).since() == pytest.approx(5.0)
+
+
+def test_what_runs_before_one_more_is_callers_on_the_same_weights_and_rows_on_others() -> None:
+    line = line_of(job("a", rows=50), job("a", rows=50), job("b", rows=7), job("c", rows=40))
+    assert line.rows_before("a", at_once=20 * LENGTH) == 2 + 7 + 20
+    assert line.rows_before("b", at_once=20 * LENGTH) == 1 + 20 + 20
+    assert line.rows_before("new", at_once=1_000 * LENGTH) == 100 + 7 + 40 and line.sections == 3
+    while line.rows:
+        line.take(1_000, enough=1)
+    assert line.rows_before("a", at_once=20 * LENGTH) == line.sections == 0

@@ -36,7 +36,8 @@ TURNS = 2
 """Turns of the loop from a request's bytes to its rows in line: its handler starts in the turn after they came."""
 
 ENOUGH_TOKENS = 1024
-"""A batch of so many costs as little for each as any: in a storm, none waits for more."""
+"""A batch of so many costs as little for each as any: in a storm, none waits for more, and none has more while others
+wait for other weights."""
 FEW = 5
 """Passes before which nothing is known of how long one takes."""
 
@@ -74,11 +75,12 @@ class Batcher:
     def waiting_rows(self) -> int:
         return self._line.rows
 
-    async def submit(self, rows: Sequence[Row], weights: Weights) -> Scored:
-        """Logits of these rows under these weights. Raises `Overloaded` when the line is full."""
-        self.admit(len(rows))
+    async def submit(self, rows: Sequence[Row], weights: Weights, follows: bool = False) -> Scored:
+        """Logits of these rows under these weights. Raises `Overloaded` when the line has no room, or is too long; that
+        is no reason where others of the same request are in it already, which these rows follow."""
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         job = Job(rows, weights, done, [b""] * len(rows), left=len(rows))
+        self._check(len(rows), None if follows else self._line.rows_before(job.section, ENOUGH_TOKENS))
         self._returning.note_arrival(len(rows), job.arrived)
         self._line.add(job)
         self._arrival.set()
@@ -89,11 +91,18 @@ class Batcher:
             raise
 
     def admit(self, rows: int) -> None:
-        """Raises `Overloaded` if so many more rows would not be taken now: to be asked before work is put into them."""
+        """Raises `Overloaded` if so many more rows would not be taken now, whatever weights they need: to be asked
+        before work is put into them."""
+        self._check(rows, len(self._line))
+
+    def _check(self, rows: int, before: int | None) -> None:
+        """Raises `Overloaded` if the line has no room for so many rows, or if it takes too long until so many rows
+        have run."""
         if not self._line.rows:
             return
         # What the first has waited is certain; what the next will wait is a guess, and sees a storm as it begins.
-        wait = max(time.perf_counter() - self._line.since(), len(self._line) * self._seconds_per_row)
+        waited = time.perf_counter() - self._line.since()
+        wait = 0.0 if before is None else max(waited, before * self._seconds_per_row)
         if self.waiting_rows + rows > self._max_rows:
             why = f"{rows} more do not fit in the queue of {self._max_rows}"
         elif wait > self._max_wait:
@@ -149,8 +158,9 @@ class Batcher:
 
     def _take(self) -> Batch:
         """The next rows in line: this unit's share of what waits, up to the budget."""
-        share = -(-self._line.tokens // (1 + self._compute.idle))
-        return self._line.take(min(self.budget.tokens, max(share, WORTH_TOKENS)), WORTH_TOKENS)
+        share = max(-(-self._line.tokens // (1 + self._compute.idle)), WORTH_TOKENS)
+        most = self.budget.tokens if self._line.sections == 1 else min(self.budget.tokens, ENOUGH_TOKENS)
+        return self._line.take(min(share, most), WORTH_TOKENS)
 
     async def _run(self, unit: Unit, batch: Batch) -> None:
         """One batch on one unit, results into their jobs."""
@@ -165,7 +175,7 @@ class Batcher:
             if part.error is None:
                 self._answer(part)
             else:
-                _fail(part.batch, part.error)
+                self._fail(part.batch, part.error)
 
     async def _forward(self, unit: Unit, batch: Batch) -> list[_Part]:
         """What the rows gave: at once, or, where they do not fit into memory, in halves, down to the one that does
@@ -238,6 +248,12 @@ class Batcher:
                 answered += len(job.rows)
         return answered
 
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        for job, _ in batch:
+            if not job.done.done():
+                job.done.set_exception(error)
+                self._line.withdraw(job)
+
     def _learn(self, seconds_per_row: float) -> None:
         """The median of the last passes: one that stood still tells nothing, and neither do the first of a process."""
         self._recent.append(seconds_per_row)
@@ -247,9 +263,3 @@ class Batcher:
 
 def _tokens(batch: Batch) -> int:
     return sum(len(job.rows[index]) for job, index in batch)
-
-
-def _fail(batch: Batch, error: Exception) -> None:
-    for job, _ in batch:
-        if not job.done.done():
-            job.done.set_exception(error)

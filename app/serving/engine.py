@@ -234,12 +234,16 @@ class Engine:
         """The rows of each recipe, side by side. Each holds its own blend and no other, so that no two requests can
         wait for slots that the other one holds; where one is refused, the rest is called off."""
 
+        waits = False  # whether rows of this request are in line
+
         async def run(recipe: Recipe, indices: list[int]) -> _Part:
+            nonlocal waits
             mine = [rows[index] for index in indices]
             begun = time.perf_counter()
             async with self.blends.use(recipe, sum(len(row) for row in mine)) as weights:
                 joined = time.perf_counter()
-                scored = await self.batcher.submit(mine, weights)
+                follows, waits = waits, True
+                scored = await self.batcher.submit(mine, weights, follows)
             taken = joined + scored.queue_ms / 1e3
             spent("blend", begun, joined)
             spent("queue", joined, taken)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -67,11 +67,26 @@ class Line:
 
     def __init__(self) -> None:
         self._jobs: dict[object, deque[Job]] = {}
+        self._rows: Counter[object] = Counter()
         self.rows = self.tokens = 0
 
     def __len__(self) -> int:
         """How many callers wait."""
         return sum(map(len, self._jobs.values()))
+
+    @property
+    def sections(self) -> int:
+        """On how many weights they wait."""
+        return len(self._jobs)
+
+    def rows_before(self, section: object, at_once: int) -> int:
+        """Rows that may run before one more of this section: one of each caller on the same weights, and of each
+        other section as many as a batch has where it has so many tokens at once."""
+        if not self.rows:
+            return 0
+        most = max(1, at_once * self.rows // self.tokens)
+        others = sum(min(rows, most) for other, rows in self._rows.items() if other != section)
+        return len(self._jobs.get(section, ())) + others
 
     def since(self) -> float:
         """When the first of those who wait began to."""
@@ -79,13 +94,13 @@ class Line:
 
     def add(self, job: Job) -> None:
         self._jobs.setdefault(job.section, deque()).append(job)
-        self._count(job.rows, 1)
+        self._count(job.section, job.rows, 1)
 
     def withdraw(self, job: Job) -> None:
         """Give back the places of somebody who waits no more."""
         jobs = self._jobs.get(job.section)
         if jobs and job in jobs:
-            self._count(job.waiting, -1)
+            self._count(job.section, job.waiting, -1)
             jobs.remove(job)
             if not jobs:
                 del self._jobs[job.section]
@@ -121,13 +136,16 @@ class Line:
                 at_least_one = False
                 yield job, job.next
             jobs.popleft()
-            self._count(rows, -1)
+            self._count(section, rows, -1)
             job.next += len(rows)
             if job.next < len(job.rows):
                 job.waiting_since = now
                 jobs.append(job)
         del self._jobs[section]
 
-    def _count(self, rows: Sequence[Row], sign: int) -> None:
+    def _count(self, section: object, rows: Sequence[Row], sign: int) -> None:
+        self._rows[section] += sign * len(rows)
+        if not self._rows[section]:
+            del self._rows[section]
         self.rows += sign * len(rows)
         self.tokens += sign * sum(map(len, rows))
