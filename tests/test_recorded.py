@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from app.errors import BadSettings
+from app.errors import BadSettings, OutOfMemory
 from app.ground import start_compute
 from app.models import packed, recorded
 from app.models.bank import Bank, BankSpec, load_bank
@@ -27,7 +27,7 @@ from app.models.classifier import Classifier, Mix
 from app.models.products import Blended, Fixed, Operands
 from app.models.recorded import Recordings, Replay, Shape, shape_for
 from app.models.tokens import Row, TextEncoder
-from app.serving.compute import Compute, Machine, ThreadLane
+from app.serving.compute import Compute, Machine, Place, ThreadLane
 from app.settings import Settings
 from app.weights import arena
 from app.weights.methods import METHODS
@@ -166,7 +166,7 @@ class Wrong:
     [(Failing(), "could not be recorded"), (Wrong(), "gave other logits")],
     ids=["fails", "is wrong"],
 )
-def test_what_cannot_be_recorded_is_run_and_told_once(
+def test_what_cannot_be_recorded_is_run_and_told_until_no_more_is_tried(
     bank: Bank,
     plain: Classifier,
     rows: list[Row],
@@ -176,20 +176,84 @@ def test_what_cannot_be_recorded_is_run_and_told_once(
 ) -> None:
     classifier = Classifier(bank)
     recordings = classifier.record(recorder)
-    for count in (1, 1, 1, 3, 3, 3):
-        vector = classifier.arena["angry"]
-        agree(classifier.logits(vector, rows[:count]), plain.logits(vector, rows[:count]))
-    assert recordings.replayed == 0 and len(caplog.records) == 1 and why in caplog.text
+    for name in ("angry", "polite"):
+        for count in (1, 1, 1, 1, 3, 3, 3, 3):
+            vector = classifier.arena[name]
+            agree(classifier.logits(vector, rows[:count]), plain.logits(vector, rows[:count]))
+    told = [record.getMessage() for record in caplog.records]
+    assert recordings.replayed == 0 and len(told) == recorded.FAILURES and all(why in line for line in told)
+    assert "this one is not used" in told[0] and "none will be used any more" in told[-1]
 
 
-def test_recordings_that_were_not_used_for_long_make_room(
+def test_one_recording_that_fails_ends_only_itself(taped: Taped, plain: Classifier, rows: list[Row]) -> None:
+    classifier, recordings, tape = taped
+    recordings._recorder = Wrong()
+    for _ in range(2):
+        classifier.logits(classifier.arena["angry"], rows[:1])
+    recordings._recorder = tape
+    for _ in range(3):
+        vector = classifier.arena["polite"]
+        agree(classifier.logits(vector, rows[:1]), plain.logits(vector, rows[:1]))
+    assert recordings.replayed == 1
+
+
+class Short:
+    """Has no memory for a recording, once."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self.short = True
+
+    def record(self, run: Callable[[], Tensor]) -> Replay:
+        if self.short:
+            self.short = False
+            raise torch.OutOfMemoryError("out of memory")
+        return self.tape.record(run)
+
+
+def test_a_shortage_while_recording_is_that_of_a_pass_and_ends_nothing(bank: Bank, rows: list[Row]) -> None:
+    classifier = Classifier(bank)
+    recordings = classifier.record(Short(Tape()))
+    machine = Machine(classifier, bank.arena.new_slots(1))
+    place = Place(bank.arena.names.index("angry"), "angry")
+    machine.forward(rows[:1], [place])
+    with pytest.raises(OutOfMemory):
+        machine.forward(rows[:1], [place])
+    for _ in range(3):
+        machine.forward(rows[:1], [place])
+    assert recordings.replayed == 1
+
+
+def test_small_passes_are_padded_only_where_they_are_recorded(
     taped: Taped, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    laid_out = []
+    lay_out = packed.lay_out
+    monkeypatch.setattr(packed, "lay_out", lambda *given: (laid_out.append(given), lay_out(*given))[1])
     classifier, recordings, _ = taped
+    recordings._recorder = None
+    for _ in range(3):
+        classifier.logits(classifier.arena["angry"], rows[:2])
+    assert not laid_out
+
+
+def test_a_new_recording_takes_the_place_of_one_that_was_not_used_for_long(
+    taped: Taped, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, recordings, tape = taped
     monkeypatch.setattr(recorded, "ROOM", 1)
-    for name in ("angry", "angry", "polite", "polite", "polite", "angry"):
-        classifier.logits(classifier.arena[name], rows[:1])
-    assert recordings.replayed == 1
+    monkeypatch.setattr(recorded, "STALE", 6)
+
+    def replayed(*names: str) -> int:
+        before = recordings.replayed
+        for name in names:
+            classifier.logits(classifier.arena[name], rows[:1])
+        return recordings.replayed - before
+
+    assert replayed("angry", "angry", "angry") == 1
+    assert replayed(*["polite", "angry"] * 8) == 8  # more are hot than there is room for: the first one stays
+    assert replayed(*["polite"] * 8) == 1  # the seventh pass without the other makes one of this
+    assert replayed("angry") == 0 and tape.calls
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -143,9 +143,10 @@ class Classifier:
 
     def _recorded(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor | None:
         """The same by a recording of a pass of some fixed shape; None where there is none for these rows."""
-        shape = shape_for([len(row) for row in rows]) if self._recordings is not None else None
-        first = weights[0]
-        if self._recordings is None or shape is None or any(isinstance(one, Mix) and one.last for one in weights):
+        if self._recordings is None or any(isinstance(one, Mix) and one.last for one in weights):
+            return None
+        first, shape = weights[0], shape_for([len(row) for row in rows])
+        if shape is None or not self._recordings.want((first.section, shape)):
             return None
         family, buffers = self._family, self._recordings.buffers(shape)
         assert family is not None

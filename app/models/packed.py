@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,12 +39,16 @@ def pack(rows: Sequence[Row], architecture: Architecture, reads_types: bool, dev
 def lay_out(rows: Sequence[Row], architecture: Architecture, reads_types: bool, texts: int, length: int) -> Tensor:
     """Rows padded with zeros to a grid of texts by tokens: ids, positions, types, and 1 for each cell that is no
     padding, (4, texts * length). Of texts that are not there the first cell counts, because attention needs one."""
-    grid = torch.zeros(4, texts, length, dtype=torch.long)
-    for number, row in enumerate(rows):
-        grid[:3, number, : len(row)] = _lines([row], architecture, reads_types)
-        grid[3, number, : len(row)] = 1
+    grid = np.zeros((4, texts, length), dtype=np.int64)
+    for cells, row in zip(grid.transpose(1, 0, 2), rows, strict=False):
+        end = len(row)
+        cells[0, :end] = row.ids
+        cells[1, :end] = _positions(row, architecture)
+        if reads_types:
+            cells[2, :end] = row.types
+        cells[3, :end] = 1
     grid[3, len(rows) :, 0] = 1
-    return grid.view(4, -1)
+    return torch.from_numpy(grid).view(4, -1)
 
 
 def _lines(rows: Sequence[Row], architecture: Architecture, reads_types: bool) -> Tensor:
@@ -55,7 +60,7 @@ def _lines(rows: Sequence[Row], architecture: Architecture, reads_types: bool) -
         ids += row.ids
         positions += _positions(row, architecture)
         types += row.types if reads_types else [0] * len(row)
-    return torch.tensor([ids, positions, types])
+    return torch.from_numpy(np.array([ids, positions, types], dtype=np.int64))  # five times as fast as torch.tensor
 
 
 def on_board(cells: Tensor, texts: int, length: int) -> Packed:

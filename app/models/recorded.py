@@ -24,12 +24,16 @@ TEXTS = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 LARGEST = 2_048
 """Cells of a grid: beyond, kernels take longer than their launch, and padding costs more than it saves."""
-ROOM = 256
-"""Recordings that are kept, those used last."""
+ROOM, STALE = 256, 10_000
+"""Recordings that are kept. A new one takes the place of one that none of so many passes used: where more are hot than
+there is room for, making them again and again would cost more than they save."""
 OFTEN, MANY = 2, 4_096
 """A recording is made when a pass is asked for so many times, while at most so many kinds of passes are counted."""
-TOLERANCE = 1e-3
-"""How far a first replay's logits may be from those of the pass that was recorded, relative to the largest."""
+TOLERANCE, UNITS = 1e-3, 4
+"""How far a first replay's logits may be from those of the pass that was recorded, relative to the largest; or so many
+units in the last place, where weights have fewer digits than that."""
+FAILURES = 3
+"""Recordings that fail or give something else before no more are made."""
 
 Replay = Callable[[], Tensor]
 
@@ -57,8 +61,13 @@ class CudaGraphs:
             run()  # what libraries set up when they are first used cannot be recorded
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            out = run()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                out = run()
+        except RuntimeError:
+            torch.cuda.set_stream(current)  # a capture that cannot be ended leaves its own behind, and keeps its pool
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
 
         def replay() -> Tensor:
             graph.replay()
@@ -92,6 +101,14 @@ class Buffers:
     shares: Tensor
 
 
+@dataclass
+class _Recording:
+    """What was recorded, and the number of the pass that last used it."""
+
+    replay: Replay
+    used: int
+
+
 class Recordings:
     """What was recorded, by what it runs on and its shape."""
 
@@ -99,8 +116,9 @@ class Recordings:
         self._recorder: Recorder | None = recorder
         self._members, self._device, self._dtype = members, device, dtype
         self._buffers: dict[Shape, Buffers] = {}
-        self._replays: OrderedDict[Hashable, Replay] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Recording] = OrderedDict()
         self._asked: Counter[Hashable] = Counter()
+        self._passes = self._failures = 0
         self.replayed = 0
 
     def buffers(self, shape: Shape) -> Buffers:
@@ -111,41 +129,65 @@ class Recordings:
             self._buffers[shape] = Buffers(cells, shares)
         return self._buffers[shape]
 
-    def run(self, key: Hashable, run: Callable[[], Tensor]) -> Tensor:
-        """What `run` gives, replayed if it was recorded under this key. It is valid until the next call."""
-        replay = self._replays.get(key)
-        if replay is not None:
-            self._replays.move_to_end(key)
-            self.replayed += 1
-            return replay()
-        out = run()
+    def want(self, key: Hashable) -> bool:
+        """Whether a pass is to go through `run`: it was recorded under this key, or is asked for often enough now."""
+        self._passes += 1
+        if key in self._kept or self._recorder is None:
+            return key in self._kept
         if len(self._asked) > MANY:
             self._asked.clear()
         self._asked[key] += 1
-        if self._recorder is not None and self._asked[key] >= OFTEN:
+        return self._asked[key] >= OFTEN and self._has_room()
+
+    def run(self, key: Hashable, run: Callable[[], Tensor]) -> Tensor:
+        """What `run` gives, replayed if it was recorded under this key, else recorded now. It is valid until the next
+        call. Raises what `run` raises."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            kept.used = self._passes
+            self._kept.move_to_end(key)
+            self.replayed += 1
+            return kept.replay()
+        out = run()
+        if self._recorder is not None:
             self._record(self._recorder, key, run, out)
         return out
 
     def forget(self) -> None:
         """Give back the memory of all recordings."""
-        self._replays.clear()
+        self._kept.clear()
         self._buffers.clear()
 
+    def _has_room(self) -> bool:
+        """Whether there is room for one more; makes some if a recording was not used for long."""
+        if len(self._kept) < ROOM:
+            return True
+        if self._passes - next(iter(self._kept.values())).used <= STALE:
+            return False
+        self._kept.popitem(last=False)
+        return True
+
     def _record(self, recorder: Recorder, key: Hashable, run: Callable[[], Tensor], expected: Tensor) -> None:
-        """Keep a recording if it gives what the pass gave; where one does not, or cannot be made, make none again."""
+        """Keep a recording if it gives what the pass gave."""
+        del self._asked[key]
         try:
             replay = recorder.record(run)
             difference = (replay() - expected).abs().max() / expected.abs().max().clamp(min=1.0)
+        except torch.OutOfMemoryError:
+            raise  # as of any pass: recordings are forgotten, and the batch is run in halves
         except RuntimeError as error:
-            log.warning("a pass could not be recorded and none will be: %s", error)
-            self._recorder = None
+            self._note_failure(f"a pass could not be recorded: {error}")
             return
-        if not difference <= TOLERANCE:
-            log.warning("a recorded pass gave other logits (by %.1e of the largest); none will be used", difference)
+        if difference <= max(TOLERANCE, UNITS * torch.finfo(self._dtype).eps):
+            self._kept[key] = _Recording(replay, self._passes)
+        else:
+            self._note_failure(f"a recorded pass gave other logits (by {difference:.1e} of the largest)")
+
+    def _note_failure(self, why: str) -> None:
+        self._failures += 1
+        if self._failures < FAILURES:
+            log.warning("%s; this one is not used", why)
+        else:
+            log.warning("%s; none will be used any more", why)
             self._recorder = None
-            self._replays.clear()
-            return
-        del self._asked[key]
-        self._replays[key] = replay
-        while len(self._replays) > ROOM:
-            self._replays.popitem(last=False)
+            self.forget()

@@ -92,7 +92,7 @@ class Machine:
             slot = self.vectors[number].vector
             METHODS[method](self.classifier.arena, weights, slot)
             if slot.is_cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(slot.device)
         return time.perf_counter() - started
 
     def _within_memory(self, work: Callable[[], T]) -> T:
