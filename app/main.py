@@ -388,7 +388,7 @@ async def open_ledger(
 
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:
     """Have something go on in the background until the service ends."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(_told(work))
 
     async def end() -> None:
         while not task.done():
@@ -397,6 +397,14 @@ def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> Non
             await asyncio.wait([task], timeout=CANCEL_SECONDS)
 
     resources.push_async_callback(end)
+
+
+async def _told(work: Coroutine[Any, Any, None]) -> None:
+    """It is not meant to fail, so nobody waits for it: if it does, the log is where that shows."""
+    try:
+        await work
+    except Exception:
+        log.exception("%s has failed and is not done any more; restart the service", work)
 
 
 def remembered(settings: Settings, bank: Bank, redis: AnyRedis | None, resources: AsyncExitStack) -> Predictions:

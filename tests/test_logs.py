@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -21,6 +22,7 @@ from servers import free_port, until
 
 from app.api import logs
 from app.api.logs import FORMATTERS, REQUEST_ID, Json, Unhurried
+from app.main import meanwhile
 from app.models.bank import BankSpec
 
 CANARY = "canary text of a customer"
@@ -141,3 +143,18 @@ def test_a_service_whose_log_nobody_reads_goes_on_and_leaves_when_told(spec: Ban
         process.kill()
         process.wait()
         os.close(reader)
+
+
+def test_work_in_the_background_that_fails_shows_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("a bug")
+
+    async def service() -> None:
+        async with contextlib.AsyncExitStack() as resources:
+            meanwhile(fail(), resources)
+            await asyncio.sleep(0)
+
+    asyncio.run(service())
+    (line,) = caplog.records
+    assert "fail" in line.getMessage() and "is not done any more" in line.getMessage()
+    assert line.exc_info is not None and str(line.exc_info[1]) == "a bug"

@@ -49,6 +49,16 @@ def test_the_least_recently_used_goes_first(tier: MemoryTier) -> None:
     assert keys(tier) == ["c", "a", "d"]
 
 
+def test_what_lies_in_a_slot_is_named_anew_each_time_it_is_filled(tier: MemoryTier) -> None:
+    names = set()
+    for key in "abcdabcda":
+        put(tier, key)
+        blend = tier.peek(key)
+        assert blend is not None and blend.contents.startswith(key)
+        names.add(blend.contents)
+    assert len(names) == 9
+
+
 def test_what_is_in_use_stays(tier: MemoryTier) -> None:
     place = put(tier, "a", pins=1)
     for i in range(10):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from app.serving.returning import LIKELY, SHARE, Returning
@@ -77,3 +79,23 @@ def test_batches_of_several_units_are_waited_for_together() -> None:
     assert known.patience(100.0 + WINDOW) == pytest.approx(WINDOW / 2)
     known.note_arrival(6, 100.0 + WINDOW)
     assert known.patience(100.0 + WINDOW) == 0
+
+
+@pytest.mark.parametrize("units", [1, 2, 4, 8, 16, 64])
+def test_strangers_are_not_waited_for_however_many_units_there_are(units: int) -> None:
+    """Callers come when they like, as many as keep units busy for four fifths of the time."""
+    chance, known, waits = random.Random(7), Returning(units), []
+    answers = [
+        (number * PASS / 0.8 + chance.uniform(0, PASS / 0.8), 8)
+        for _ in range(units)
+        for number in range(2000 // units)
+    ]
+    end = max(answers)[0]
+    arrivals = [(chance.uniform(0, end), 0) for _ in range(8 * len(answers))]
+    for now, rows in sorted(answers + arrivals):
+        if rows:
+            known.note_answer(rows, PASS, now)
+            waits.append(known.patience(now) > 0)
+        else:
+            known.note_arrival(1, now)
+    assert sum(waits) < 0.02 * len(waits)

@@ -31,7 +31,7 @@ def as_csv(data: list[dict[str, Any]]) -> str:
     return "\n".join(["text,label", *(f"{row['text']},{row['label']}" for row in data)]) + "\n"
 
 
-def ended(client: httpx.Client, url: str, seconds: float = 60) -> dict[str, Any]:
+def ended(client: httpx.Client, url: str, seconds: float = 240) -> dict[str, Any]:
     """The sweep when it has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

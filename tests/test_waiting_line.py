@@ -35,7 +35,7 @@ def line_of(*jobs: Job) -> Line:
 
 
 def names(batch: Batch) -> str:
-    return "".join(one.weights.operand.key for one, _ in batch if isinstance(one.weights.operand, Vector))
+    return "".join(one.weights.operand.contents for one, _ in batch if isinstance(one.weights.operand, Vector))
 
 
 def test_rows_on_the_same_weights_leave_together_and_the_rest_waits_for_company() -> None:

@@ -21,12 +21,16 @@ from torch import Tensor
 class Blend:
     """A finished blend in a slot. `vector` is (P,); `created` is in seconds since the epoch.
 
+    `contents` names what lies there, and never names anything else that lay there, the same blend of an earlier time
+    included: a pass whose caller has hung up may still read the slot when it is filled anew.
+
     `costs` has the milliseconds of what was done for it here: `build`, `fetch`, `write`.
     """
 
     key: str
     recipe: str
     vector: Tensor
+    contents: str
     created: float = field(default_factory=time.time)
     costs: dict[str, float] = field(default_factory=dict)
     hits: int = 0
@@ -54,7 +58,7 @@ class MemoryTier:
         self._blends: OrderedDict[str, Blend] = OrderedDict()
         self._kept: Counter[str] = Counter()
         self._freed = asyncio.Event()
-        self._takers = 0
+        self._takers = self._filled = 0
 
     def pin(self, key: str) -> Blend | None:
         """The blend, kept in its slot until `unpin`; None on a miss."""
@@ -133,7 +137,9 @@ class MemoryTier:
 
     def put(self, key: str, recipe: str, slot: Tensor, pins: int, costs: dict[str, float] | None = None) -> Blend:
         """Make a filled slot findable, already pinned by those who waited for it."""
-        blend = self._blends[key] = Blend(key, recipe, slot, pins=pins, costs=costs or {})
+        self._filled += 1
+        blend = Blend(key, recipe, slot, f"{key}#{self._filled}", pins=pins, costs=costs or {})
+        self._blends[key] = blend
         if pins == 0:
             self._freed.set()
         return blend

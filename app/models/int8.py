@@ -4,7 +4,7 @@ The weights of a linear layer are quantised per output channel and its input per
 answer does not depend on the company of its text. Embeddings, norms, attention and the head stay float32. Quantising
 the weights of a vector takes as long as many tokens do, so only those that have run that many get a copy in int8.
 
-Which weights lie in a slot is told by the key of the blend: under another key the copy is made anew.
+Which weights lie in a slot is told by a name of its contents: under another one the copy is made anew.
 """
 
 from __future__ import annotations
@@ -94,24 +94,22 @@ class Int8Copies:
         self._tokens.clear()
         self._copies.clear()
 
-    def of(self, fixed: Fixed, key: str, tokens: int) -> Fixed:
-        """What is to run so many tokens on a vector that holds the blend of that key: its copy, or still itself."""
+    def of(self, fixed: Fixed, contents: str, tokens: int) -> Fixed:
+        """What is to run so many tokens on a vector that holds these contents: its copy, or still itself."""
         place = fixed.section
         known, copy = self._copies.get(place, ("", None))
-        if copy is not None and known == key:
+        if copy is not None and known == contents:
             self._copies.move_to_end(place)
             return copy
-        seen_key, seen = self._tokens.get(place, (key, 0))
-        seen = tokens + (seen if seen_key == key else 0)
-        self._tokens[place] = (key, seen)
+        seen_of, seen = self._tokens.get(place, (contents, 0))
+        seen = tokens + (seen if seen_of == contents else 0)
+        self._tokens[place] = (contents, seen)
         if seen < WORTH_TOKENS:
             return fixed
         made = Quantised(self._layout, fixed.vector, self._blocks)
-        self._copies[place] = (key, made)
+        self._copies[place] = (contents, made)
         self._copies.move_to_end(place)
         if len(self._copies) > self._room:
             gone, _ = self._copies.popitem(last=False)
-            del self._tokens[
-                gone
-            ]  # it must be worth it anew, or more hot vectors than room would cost a copy each pass
+            del self._tokens[gone]  # to be worth it anew: else more hot vectors than room would cost a copy each pass
         return made

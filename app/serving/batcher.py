@@ -66,7 +66,7 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._recent: deque[float] = deque(maxlen=3 * FEW)
         self._seconds_per_row = 0.0
-        self._returning = Returning()
+        self._returning = Returning(compute.units)
         self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
         self.out_of_memory = 0

@@ -115,7 +115,9 @@ class Blends:
 
         kind = _kind(recipe.method, len(recipe.weights))
         async with self._ladder.lease(key, recipe.blend.text, build, kind) as lease:
-            yield Weights(key, recipe, Vector(lease.blend.vector, key), lease.source, lease.milliseconds)
+            yield Weights(
+                key, recipe, Vector(lease.blend.vector, lease.blend.contents), lease.source, lease.milliseconds
+            )
 
     async def keep(self, recipe: Recipe) -> None:
         """Bring the recipe's weights into memory and let them stay as long as any others can go instead; to be

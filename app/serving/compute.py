@@ -39,17 +39,17 @@ INT8_ROOM = 16
 
 @dataclass(frozen=True)
 class Vector:
-    """Weights that lie somewhere: a member's row of the arena or a slot, (P,), and the key of what lies there."""
+    """Weights that lie somewhere: a member's row of the arena or a slot, (P,), and a name of what lies there."""
 
     values: Tensor
-    key: str
+    contents: str
 
 
 class Place(NamedTuple):
-    """The same as it crosses to another process: the number of the vector, and the key."""
+    """The same as it crosses to another process: the number of the vector, and the name of what lies there."""
 
     number: int
-    key: str
+    contents: str
 
 
 class Machine:
@@ -84,7 +84,7 @@ class Machine:
             return operand
         fixed = self.vectors[operand.number]
         with torch.inference_mode():
-            return self._int8.of(fixed, operand.key, tokens) if self._int8 else fixed
+            return self._int8.of(fixed, operand.contents, tokens) if self._int8 else fixed
 
     def _build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
         started = time.perf_counter()
@@ -153,7 +153,7 @@ class Unit:
     async def forward(self, rows: Sequence[Row], weights: Sequence[Vector | Mix]) -> tuple[list[bytes], float]:
         """Logits, each (C,) as the bytes of float32, of rows that each have weights of their own, and the seconds of
         the pass."""
-        operands = [one if isinstance(one, Mix) else Place(self._number(one.values), one.key) for one in weights]
+        operands = [one if isinstance(one, Mix) else Place(self._number(one.values), one.contents) for one in weights]
         answer: tuple[list[bytes], float] = await self._lane.call("forward", rows, operands)
         return answer
 
@@ -167,7 +167,7 @@ class Unit:
 
 
 class Compute:
-    """All units. Who comes first is served first, by the unit that was used last: its caches are warm."""
+    """All units. Who asks gets the one that was used last: its caches are warm."""
 
     def __init__(self, machine: Machine, lanes: Sequence[Lane]) -> None:
         """`machine` has the vectors by number as the machines at the ends of the lanes have them."""

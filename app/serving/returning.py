@@ -8,8 +8,9 @@ in such a time before: where callers do not wait for each other's answers, and a
 
 from __future__ import annotations
 
-SHARE = 0.2
-"""Of a pass: it takes the loop about an eighth of it to write the answers and to read the next questions."""
+SHARE, UNITS = 0.2, 2
+"""Of a pass: it takes the loop about an eighth of it to write the answers and to read the next questions. With more
+units than these less, by as much as callers of others come sooner, or those would pass for the ones who return."""
 LIKELY = 0.75
 """Of the rows that were answered, how many usually have to come back in that time."""
 LEARNING = 0.2
@@ -19,7 +20,9 @@ LEARNING = 0.2
 class Returning:
     """Times are those of one clock, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, units: int = 1) -> None:
+        """`units` run passes side by side."""
+        self._share = SHARE * min(1.0, UNITS / units)
         self._usual = 0.0
         self._awaited = self._came = 0
         self._until = 0.0
@@ -32,7 +35,7 @@ class Returning:
             self._usual += LEARNING * (min(1.0, self._came / self._awaited) - self._usual)
             self._awaited = self._came = 0
         self._awaited += rows
-        self._until = now + SHARE * seconds
+        self._until = now + self._share * seconds
 
     def note_arrival(self, rows: int, now: float) -> None:
         """So many rows came."""

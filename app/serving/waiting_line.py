@@ -51,7 +51,7 @@ class Job:
     def section(self) -> object:
         """What rows have in common that run side by side."""
         operand = self.weights.operand
-        return operand.section if isinstance(operand, Mix) else operand.key
+        return operand.section if isinstance(operand, Mix) else operand.contents
 
     @property
     def waiting(self) -> Sequence[Row]:

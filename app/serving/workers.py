@@ -35,7 +35,8 @@ PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
 
 HANG_SECONDS, HANG_TIMES = 30.0, 20
-"""A worker hangs that has not answered for so many seconds, and so many times what its longest answer took."""
+"""A worker hangs that has not answered for so many seconds, and so many times what its longest answer took; one
+that takes another's place begins anew."""
 AT_ONCE = 64 * 1024
 """Bytes that a pipe takes though nobody reads it yet; more are sent by a thread, as they may wait for the reader."""
 
@@ -54,7 +55,7 @@ def work(connection: Connection, classifier: Classifier, slots: Vectors, threads
     while True:
         try:
             serial, name, arguments = pickle.loads(connection.recv_bytes())
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             answer = serial, True, getattr(machine, name)(*arguments)
@@ -64,7 +65,7 @@ def work(connection: Connection, classifier: Classifier, slots: Vectors, threads
             answer = serial, False, f"{type(error).__name__}: {error}"
         try:
             connection.send_bytes(pickle.dumps((*answer, current_core())))
-        except BrokenPipeError:
+        except OSError:
             return
 
 
@@ -85,6 +86,7 @@ class WorkerLane:
         return self._restarts
 
     async def start(self) -> None:
+        self._longest = 0.0
         ours, theirs = PROCESSES.Pipe()
         process = PROCESSES.Process(target=work, args=(theirs, *self._life), name="tween-worker", daemon=True)
         await asyncio.to_thread(process.start)

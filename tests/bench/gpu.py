@@ -14,7 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ import pico  # noqa: E402
 from app.models.bank import Bank, BankSpec, load_bank  # noqa: E402
 from app.models.checkpoint import Source  # noqa: E402
 from app.models.classifier import Classifier, Mix  # noqa: E402
-from app.models.recorded import CudaGraphs  # noqa: E402
+from app.models.recorded import CudaGraphs, Recorder, shape_for  # noqa: E402
 from app.models.tokens import Row  # noqa: E402
 from app.weights.methods import METHODS  # noqa: E402
 
@@ -50,9 +51,9 @@ def make_bank(folder: Path, layers: int, device: torch.device, dtype: torch.dtyp
     return load_bank(spec, device, dtype)
 
 
-def rows(count: int) -> list[Row]:
+def rows(count: int, seed: int = 7) -> list[Row]:
     """Texts of 8 to 64 tokens, mean about 23."""
-    chooser = random.Random(7)
+    chooser = random.Random(seed)
     lengths = [min(64, 8 + int(chooser.expovariate(1 / 15))) for _ in range(count)]
     return [Row([chooser.randrange(1_000, 30_000) for _ in range(n)], [0] * n, False) for n in lengths]
 
@@ -91,7 +92,7 @@ def print_blends(bank: Bank, device: torch.device, rounds: int) -> None:
         print(f"| {name} | {seconds * 1e3:.3f} | {moved * arena.row_bytes / seconds / 1e9:.0f} |")
 
 
-def print_forward(bank: Bank, device: torch.device, rounds: int) -> None:
+def print_forward(bank: Bank, device: torch.device, rounds: int, recorder: Recorder | None) -> None:
     classifier, arena = Classifier(bank), bank.arena
     slots = arena.new_slots(RECIPES).rows
     for number, slot in enumerate(slots):
@@ -107,27 +108,35 @@ def print_forward(bank: Bank, device: torch.device, rounds: int) -> None:
         return [Mix((1 - i / 1_000, i / 1_000)) for i in range(1, len(batch) + 1)]
 
     ways: dict[str, Callable[[list[Row]], torch.Tensor]] = {
-        "ours, one recipe": lambda batch: classifier.batch(batch, [fixed[3]] * len(batch)),
-        f"ours, {RECIPES} recipes": lambda batch: classifier.batch(
-            batch, [fixed[i % RECIPES] for i in range(len(batch))]
-        ),
-        "ours, every text its own t": lambda batch: classifier.batch(batch, own(batch)),
+        "one recipe": lambda batch: classifier.batch(batch, [fixed[3]] * len(batch)),
+        f"{RECIPES} recipes": lambda batch: classifier.batch(batch, [fixed[i % RECIPES] for i in range(len(batch))]),
+        "every text its own t": lambda batch: classifier.batch(batch, own(batch)),
         "transformers, padded": transformers,
     }
-    if device.type == "cuda":
-        recorded = Classifier(bank)
-        recorded.record(CudaGraphs(device))
-        ways["ours, one recipe, recorded"] = lambda batch: recorded.batch(batch, [fixed[3]] * len(batch))
-        ways["ours, every text its own t, recorded"] = lambda batch: recorded.batch(batch, own(batch))
     print(f"\n| texts per second | {' | '.join(map(str, SIZES))} |\n|---|{'---|' * len(SIZES)}")
-    for name, run in ways.items():
-        rates = [size / median(lambda: run(rows(size)), device, rounds) for size in SIZES]  # noqa: B023
-        print(f"| {name} | {' | '.join(f'{rate:.0f}' for rate in rates)} |")
+    batches = {size: rows(size) for size in SIZES}
 
-    batch = rows(32)
-    expected = transformers(batch)
-    mixed = classifier.batch(batch, [Mix((1 - 3 / RECIPES, 3 / RECIPES))] * len(batch))
-    for name, logits in {"packed": classifier.batch(batch, [fixed[3]] * 32), "mixed": mixed}.items():
+    def print_rates(name: str, run: Callable[[list[Row]], torch.Tensor], sizes: Sequence[int] = SIZES) -> None:
+        rates = {size: f"{size / median(partial(run, batches[size]), device, rounds):.0f}" for size in sizes}
+        print(f"| {name} | {' | '.join(rates.get(size, '-') for size in SIZES)} |")
+
+    for name, run in ways.items():
+        print_rates(name, run)
+    other, share = rows(32, seed=8), 3 / RECIPES
+    expected, mixes = transformers(other), [Mix((1 - share, share))] * len(other)
+    checked = {"packed": classifier.batch(other, [fixed[3]] * 32), "mixed": classifier.batch(other, mixes)}
+    if recorder is not None:
+        recording = Classifier(bank)
+        recordings = recording.record(recorder)
+        small = [size for size in SIZES if shape_for([len(row) for row in batches[size]])]
+        print_rates("one recipe, recorded", lambda batch: recording.batch(batch, [fixed[3]] * len(batch)), small)
+        print_rates("every text its own t, recorded", lambda batch: recording.batch(batch, own(batch)), small)
+        assert recordings.replayed >= 2 * rounds * len(small), "passes were not replayed; the log says why"
+        # Other rows in the shape of those that were recorded.
+        assert shape_for([len(row) for row in other]) == shape_for([len(row) for row in batches[32]])
+        checked["replayed"] = recording.batch(other, [fixed[3]] * 32)
+        checked["replayed mixed"] = recording.batch(other, mixes)
+    for name, logits in checked.items():
         print(f"\nlargest difference of {name} logits from transformers: {(logits - expected).abs().max():.2e}")
 
 
@@ -144,7 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bank = make_bank(Path(folder), options.layers, device, getattr(torch, options.dtype))
         print_blends(bank, device, options.rounds)
-        print_forward(bank, device, options.rounds)
+        recorder = CudaGraphs(device) if device.type == "cuda" else None
+        print_forward(bank, device, options.rounds, recorder)
 
 
 if __name__ == "__main__":

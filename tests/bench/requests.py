@@ -131,11 +131,21 @@ class Caller(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reply += data
-        if _is_whole(self._reply):
-            if not self._reply.startswith(b"HTTP/1.1 200"):
-                self._last.set_exception(AssertionError(self._reply))
+        if not _is_whole(self._reply):
+            return
+        if self._reply.startswith(b"HTTP/1.1 200"):
             self._reply = b""
             self._ask()
+        else:
+            self._fail(repr(self._reply))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail("the service hung up")
+
+    def _fail(self, why: str) -> None:
+        if not self._last.done():
+            self._last.set_exception(AssertionError(why))
+        self._transport.close()
 
     def _ask(self) -> None:
         body = next(self._bodies, None)
