@@ -32,6 +32,19 @@ SLOW = "command_line sweep_workers sweep_takeover choosing_t experiment_end_to_e
 """Files that take minutes go first: at the end, one of them would have all others wait for it."""
 
 
+IMPATIENT = [f"test_{name}" for name in "blends_against_a_model chaos chunks client ledger remembered shared".split()]
+"""Files that look at what a silent Redis costs. In others it may take its time: three files at once and all their
+services share the cores, and a time-out there tells nothing."""
+PATIENCE = 10.0
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.path.stem not in IMPATIENT:
+        for name in ("client.TIMEOUT", "client.WHOLE", "client.POOL_TIMEOUT", "chunks.TIMEOUT", "chunks.CHUNK_SECONDS"):
+            monkeypatch.setattr(f"app.cache.{name}", PATIENCE)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {f"test_{name}": rank for rank, name in enumerate(SLOW)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
