@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 
 import pytest
 import torch
 from conftest import Service
 
-from app.errors import BadSettings
-from app.ground import start_compute
 from app.models import int8
-from app.models.bank import Bank, BankSpec, load_bank
+from app.models.bank import Bank, BankSpec
 from app.models.classifier import Classifier
 from app.models.int8 import Int8Block, Int8Copies, Quantised
 from app.models.products import Fixed, product
 from app.models.tokens import Row, TextEncoder
 from app.serving.compute import Compute, Machine, ThreadLane, Vector, logits_of
-from app.settings import Settings
 from app.weights.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not int8.int8_is_fast(), reason="this processor has no int8 products (VNNI)")
@@ -112,19 +108,6 @@ def test_a_service_with_int8_answers_nearly_the_same(serve: Callable[..., Servic
     pairs = [(one["probabilities"], other["probabilities"]) for one, other in zip(ours, theirs, strict=True)]
     largest = max(abs(one[label] - other[label]) for one, other in pairs for label in one)
     assert 0 < largest < 0.03
-
-
-def test_int8_needs_float32(bank: Bank, spec: BankSpec) -> None:
-    half = load_bank(spec, torch.device("cpu"), torch.bfloat16)
-
-    async def main() -> None:
-        async with AsyncExitStack() as resources:
-            with ThreadPoolExecutor(1) as thread:
-                settings = Settings.model_validate({"cpu_int8": "on"})
-                await start_compute(settings, half, half.arena.new_slots(1), thread, resources)
-
-    with pytest.raises(BadSettings, match="TWEEN_CPU_INT8"):
-        asyncio.run(main())
 
 
 def test_copies_are_let_go_where_memory_is_short_and_made_anew(bank: Bank) -> None:

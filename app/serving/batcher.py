@@ -77,7 +77,7 @@ class Batcher:
 
     async def submit(self, rows: Sequence[Row], weights: Weights, follows: bool = False) -> Scored:
         """Logits of these rows under these weights. Raises `Overloaded` when the line has no room, or is too long; that
-        is no reason where others of the same request are in it already, which these rows follow."""
+        is no reason for rows that follow others of the same request, which were taken."""
         done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         job = Job(rows, weights, done, [b""] * len(rows), left=len(rows))
         self._check(len(rows), None if follows else self._line.rows_before(job.section, ENOUGH_TOKENS))
