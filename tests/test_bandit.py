@@ -91,3 +91,14 @@ def test_a_report_on_a_bandit_has_no_p_values() -> None:
     assert math.isclose(by_arm["c"].estimate or 0, 0.08, rel_tol=0.01)
     warming = report(experiment(), sums(units=40), seconds_after(9))
     assert warming.sentence.startswith("Warming up")
+
+
+def test_a_bandit_follows_an_arm_that_always_succeeds() -> None:
+    """Within each arm nothing varies; the spread between them is what is known."""
+    counts = {"a": (0, 1_000), "b": (0, 1_000), "c": (0, 1_000), "d": (1_000, 1_000)}
+    phases = [binary_phase(counts, halves(list(RATES)))]
+    assert bandit.next_shares(experiment(), phases, seconds_after(9))["d"] > 0.9
+    found = report(experiment(), phases, seconds_after(9)).bandit
+    assert found is not None
+    for arm in found:
+        assert arm.interval is not None and arm.interval.low < arm.interval.high

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.experiments import statistics
 from app.experiments.account import Report
 from app.experiments.experiment import Experiment
 from app.experiments.judgement import failing_guardrails, report
@@ -109,7 +110,7 @@ def test_nobody_yet_is_no_error() -> None:
     assert report(experiment(), [], NOW).sentence == "No units yet."
     empty = PhaseSums(1, {"control": 0.5, "warm": 0.5}, {"control": ArmSums(), "warm": ArmSums()})
     assert report(experiment(), [empty], NOW).sentence == "No units yet."
-    assert two((0, 500), (0, 500)).sentence == "Cannot tell yet: bought has too few outcomes."
+    assert two((0, 500), (0, 500)).sentence == "Cannot tell yet: warm and control have too few outcomes of bought."
     assert report(experiment(metrics=[{**BOUGHT, "role": "guardrail"}]), [empty], NOW).metrics[0].comparisons == []
 
 
@@ -223,3 +224,47 @@ def test_units_beyond_the_plan_are_warned_about() -> None:
 def test_a_report_goes_over_the_wire() -> None:
     found = two((1000, 10_000), (1300, 10_000), planned_units=20_000)
     assert Report.model_validate_json(found.model_dump_json()) == found
+
+
+# -- where nothing varies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_covariate", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "per"), [("binary", None), ("count", None), ("continuous", None), ("count", "asks")], ids=str
+)
+def test_all_of_one_arm_against_none_of_the_other_is_seen(kind: str, per: str | None, with_covariate: bool) -> None:
+    """Within each arm nothing varies, so the textbook error of the difference is 0."""
+    harm = {"name": "harm", "kind": kind, "role": "guardrail", "better": "lower", "per": per}
+    asks = {"name": "asks", "kind": "count"}
+    random = np.random.default_rng(3)
+
+    def arm(level: float) -> dict[str, Any]:
+        z = np.full(1_000, 2.0)
+        x = random.normal(0, 1, 1_000) if with_covariate else None
+        y = np.full(1_000, level) * (z if per else 1.0)
+        return {"harm": moments(y, z, x), "asks": moments(z, x=x)}
+
+    arms = {"control": arm(0.0), "warm": arm(1.0)}
+    sums = phase(arms, {"control": 1_000, "warm": 1_000}, halves(["control", "warm"]))
+    tested = experiment(metrics=[harm, asks])
+    found = report(tested, [sums], NOW)
+    assert found.guardrail_failures and found.guardrail_failures == failing_guardrails(tested, [sums])
+    (one,) = found.metrics[0].comparisons
+    assert one.lift == pytest.approx(1) and one.interval.low < 1 < one.interval.high
+    assert one.fixed.p < 1e-6 and one.fixed.interval.low < one.fixed.interval.high
+
+
+def test_a_share_of_0_is_known_about_as_well_as_one_of_1_in_n() -> None:
+    """The error neither jumps nor vanishes where the last outcome does."""
+    errors = [statistics.mean(moments(np.arange(500) < count), 500, True).error for count in (0, 1, 499, 500)]
+    assert errors == pytest.approx([1 / 500] * 4, rel=0.01)
+
+
+def test_where_arms_are_alike_and_nothing_varies_there_is_nothing_to_compare() -> None:
+    amount = {"name": "amount", "kind": "count", "role": "primary"}
+    arms = {name: {"amount": moments(np.full(500, 2.0))} for name in ("control", "warm")}
+    sums = phase(arms, {"control": 500, "warm": 500}, halves(["control", "warm"]))
+    found = report(experiment(metrics=[amount]), [sums], NOW)
+    assert found.metrics[0].comparisons == []
+    assert found.sentence == "Cannot tell yet: amount has too few outcomes."

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from app.experiments.contrasts import Cell, arm_rows, dose_rows, fit
 from app.experiments.experiment import Experiment, Metric
-from app.experiments.statistics import Estimate
+from app.experiments.statistics import NOISE, Estimate, share_variance, with_least_error
 from app.experiments.sums import Moments, PhaseSums
 
 FLOOR = 0.01
@@ -103,7 +103,12 @@ def mature_cells(experiment: Experiment, phases: Sequence[PhaseSums], metric: Me
             if units:
                 total = sum(day.y.get(metric.name, 0.0) for day in days)
                 squares = sum(day.yy.get(metric.name, 0.0) for day in days)
-                cells.append(Cell(phase.phase, arm.name, units, total / units, squares / units - (total / units) ** 2))
+                variance = (
+                    share_variance(total, units)
+                    if metric.kind == "binary"
+                    else max(0.0, squares / units - (total / units) ** 2)
+                )
+                cells.append(Cell(phase.phase, arm.name, units, total / units, variance))
     return _with_pooled_variance(cells)
 
 
@@ -113,9 +118,15 @@ def _closed(day: str, now: float, window: float, arm: str, arms: Mapping[str, ob
 
 
 def _with_pooled_variance(cells: Sequence[Cell]) -> list[Cell]:
-    """One variance for all: of its own, an arm without a single success would have none, and seem perfectly known."""
+    """One variance for all: of its own, an arm without a single success would have none, and seem perfectly known.
+    Where nothing varies within cells, it is that of all units together."""
     units = sum(cell.units for cell in cells)
-    pooled = sum(cell.units * max(0.0, cell.variance) for cell in cells) / units if units else 0.0
+    if not units:
+        return []
+    pooled = sum(cell.units * cell.variance for cell in cells) / units
+    centre = sum(cell.units * cell.mean for cell in cells) / units
+    if pooled <= NOISE * centre**2:
+        pooled = sum(cell.units * (cell.mean - centre) ** 2 for cell in cells) / units
     return [Cell(cell.phase, cell.arm, cell.units, cell.mean, pooled) for cell in cells]
 
 
@@ -131,7 +142,7 @@ def _draws(
     return effects
 
 
-def weighted_mean(phases: Sequence[tuple[Moments, int]]) -> Estimate | None:
+def weighted_mean(phases: Sequence[tuple[Moments, int]], binary: bool = False) -> Estimate | None:
     """The mean of y that an arm would have on everybody: sum w y / sum w, w = 1 / propensity (Hajek 1971).
 
     Given by phase; within one, all units of an arm have the same propensity. Its variance is
@@ -146,4 +157,6 @@ def weighted_mean(phases: Sequence[tuple[Moments, int]]) -> Estimate | None:
         moments.weight / units * (moments.weighted_yy - 2 * value * moments.weighted_y + value**2 * moments.weight)
         for moments, units in phases
     )
-    return Estimate(value, max(0.0, squared) / whole**2, sum(units for _, units in phases), math.inf)
+    units = sum(units for _, units in phases)
+    estimate = Estimate(value, max(0.0, squared) / whole**2, units, math.inf)
+    return with_least_error(estimate, sum(moments.y for moments, _ in phases), units) if binary else estimate

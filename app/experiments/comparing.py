@@ -38,6 +38,7 @@ from app.experiments.statistics import (
     ratio,
     relative,
     strata,
+    varied,
 )
 from app.experiments.sums import Moments, PhaseSums
 
@@ -137,10 +138,12 @@ def _held(metric: MetricReport, one: Comparison, p: float | None) -> Comparison:
 
 
 def _comparison(context: Context, metric: Metric, name: str, arm: Estimate, control: Estimate) -> Comparison | None:
-    """None while nothing varies, such as before the first outcome."""
-    change = difference(arm, control)
-    if change.squared_error <= 0:
+    """None while nothing varies, such as before the first outcome of a metric that is no share."""
+    both = varied(arm, control)
+    if both is None:
         return None
+    arm, control = both
+    change = difference(arm, control)
     decides = metric == context.deciding
     alpha = ALPHA / len(context.compared) if decides else ALPHA
     test: Test = "group-sequential" if decides and context.looks else "confidence sequence"
@@ -151,12 +154,11 @@ def _comparison(context: Context, metric: Metric, name: str, arm: Estimate, cont
         critical = sequence_critical(change.units, tuned_for, alpha)
         p = sequence_p(change.value / change.error, change.units, tuned_for, alpha)
     interval = _span(change, critical)
-    enough = _enough(context, metric, name)
     reach = fixed_critical(change.degrees, ALPHA)
     ends = relative(arm, control, critical)
     return Comparison(
         arm=name,
-        verdict=_verdict(metric, interval) if enough else "too few units",
+        verdict=_too_few(context, metric, name) or _verdict(metric, interval),
         lift=change.value,
         interval=interval,
         relative=change.value / control.value if control.value else None,
@@ -186,14 +188,16 @@ def _tuned_for(experiment: Experiment, arm: str) -> float:
     return max(2.0 * ENOUGH, experiment.planned_units * share)
 
 
-def _enough(context: Context, metric: Metric, arm: str) -> bool:
+def _too_few(context: Context, metric: Metric, arm: str) -> Verdict | None:
+    """What there is too little of for any decision; None where there is enough."""
     both = [_pooled(context, metric, name) for name in (arm, context.experiment.control)]
     if min(units for _, units in both) < ENOUGH:
-        return False
+        return "too few units"
     if metric.kind != "binary" or metric.per is not None:
-        return True
+        return None
     with_it = sum(moments.y for moments, _ in both)
-    return min(with_it, sum(units for _, units in both) - with_it) >= ENOUGH_OF_EACH
+    enough = min(with_it, sum(units for _, units in both) - with_it) >= ENOUGH_OF_EACH
+    return None if enough else "too few outcomes"
 
 
 def _span(change: Estimate, critical: float) -> Span:
@@ -219,7 +223,7 @@ def _estimates(context: Context, metric: Metric, phase: PhaseSums, covariate: bo
     if metric.per is not None:
         ratios = {name: ratio(moments, units) for name, (moments, units) in arms.items()}
         return {name: found for name, found in ratios.items() if found is not None}
-    by_covariate = adjusted(arms) if covariate else None
+    by_covariate = adjusted(arms, metric.kind == "binary") if covariate else None
     if by_covariate is not None:
         return by_covariate
     return {name: mean(moments, units, metric.kind == "binary") for name, (moments, units) in arms.items()}

@@ -174,7 +174,9 @@ def _standing(
     for arm in experiment.shown:
         sums = [phase.arms[arm.name] for phase in phases if arm.name in phase.arms]
         estimate = (
-            bandit.weighted_mean([(one.metrics.get(metric.name, Moments()), one.units) for one in sums])
+            bandit.weighted_mean(
+                [(one.metrics.get(metric.name, Moments()), one.units) for one in sums], metric.kind == "binary"
+            )
             if metric
             else None
         )

@@ -93,6 +93,7 @@ def _guarded(control: str, metric: MetricReport) -> str:
         "harmless": "holds for",
         "undecided": "cannot be told yet for",
         "too few units": "has too few units of",
+        "too few outcomes": "has too few outcomes of",
         "better": "holds for",
     }
     return f"Guardrail {metric.metric} {', '.join(f'{words[one.verdict]} {one.arm}' for one in metric.comparisons)}."
@@ -108,6 +109,8 @@ def _decided(control: str, metric: MetricReport, one: Comparison) -> str:
 def _unclear(control: str, metric: MetricReport, one: Comparison) -> str:
     if one.verdict == "too few units":
         return f"{one.arm} has too few units"
+    if one.verdict == "too few outcomes":
+        return f"{one.arm} and {control} have too few outcomes of {metric.metric}"
     low, high = one.interval.low, one.interval.high
     if low >= 0 or high <= 0:  # its own interval leaves out 0, but not after Holm
         return f"{one.arm} differs from {control} in {metric.metric}, but not beyond doubt among so many comparisons"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy import stats
 
@@ -16,6 +16,9 @@ from app.experiments.sums import Moments
 
 FEWEST = 2
 """Units of an arm below which nothing is estimated: one has no variance."""
+
+NOISE = 1e-14
+"""Variance of a unit's value, as part of the squared mean, that rounding leaves where nothing varies."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,23 @@ class Estimate:
 
 
 def mean(moments: Moments, units: int, binary: bool = False) -> Estimate:
-    """The mean of y over units; its variance is s^2 / n, of a binary metric p (1 - p) / n."""
+    """The mean of y over units; its variance is s^2 / n, of a binary metric that of `share_variance` / n."""
     value = moments.y / units
     if binary:
-        return Estimate(value, max(0.0, value * (1 - value)) / units, units)
+        return Estimate(value, share_variance(moments.y, units) / units, units)
     return Estimate(value, _variance(moments.y, moments.yy, units) / units, units, units - 1)
+
+
+def share_variance(successes: float, units: int) -> float:
+    """Of one unit's value of a binary metric: p (1 - p), p = y / n.
+
+    Where all units or none have the outcome that would be 0, as if the share were known without error. There p is
+    (y + 1) / (n + 2), which gives about the variance that one outcome less, or more, would have.
+    """
+    share = successes / units
+    if share <= 0 or share >= 1:
+        share = (successes + 1) / (units + 2)
+    return share * (1 - share)
 
 
 def ratio(moments: Moments, units: int) -> Estimate | None:
@@ -57,12 +72,13 @@ def ratio(moments: Moments, units: int) -> Estimate | None:
     return Estimate(value, spread / (units * centre**2), units, units - 1)
 
 
-def adjusted(arms: Mapping[str, tuple[Moments, int]]) -> dict[str, Estimate] | None:
+def adjusted(arms: Mapping[str, tuple[Moments, int]], binary: bool = False) -> dict[str, Estimate] | None:
     """Means after regression on a covariate that no arm can have changed (CUPED: Deng, Xu, Kohavi, Walker 2013).
 
     y' = y - theta (x - mean(x)), theta = cov(x, y) / var(x) within arms, pooled over them; the variance shrinks by
     about 1 - corr(x, y)^2. A unit without x counts as one with the mean x, which leaves its y as it is. None if no
-    unit has an x or all have the same.
+    unit has an x or all have the same. An arm without variance in a binary metric has at least the one that
+    `share_variance` gives it.
     """
     known = {name: units - moments.x_missing for name, (moments, units) in arms.items()}
     with_x = [name for name, count in known.items() if count >= FEWEST]
@@ -74,7 +90,17 @@ def adjusted(arms: Mapping[str, tuple[Moments, int]]) -> dict[str, Estimate] | N
         return None
     theta = s_xy / s_xx
     centre = sum(arms[name][0].x for name in with_x) / sum(known[name] for name in with_x)
-    return {name: _adjusted(moments, units, known[name], theta, centre) for name, (moments, units) in arms.items()}
+    found = {name: _adjusted(moments, units, known[name], theta, centre) for name, (moments, units) in arms.items()}
+    if not binary:
+        return found
+    return {name: with_least_error(found[name], moments.y, units) for name, (moments, units) in arms.items()}
+
+
+def with_least_error(estimate: Estimate, successes: float, units: int) -> Estimate:
+    """Of a binary metric: no error below that of a share where all units or none have the outcome."""
+    if 0 < successes < units:
+        return estimate
+    return replace(estimate, squared_error=max(estimate.squared_error, share_variance(successes, units) / units))
 
 
 def _adjusted(moments: Moments, units: int, known: int, theta: float, centre: float) -> Estimate:
@@ -99,6 +125,24 @@ def difference(arm: Estimate, control: Estimate) -> Estimate:
     ]
     degrees = squared**2 / sum(parts) if parts else math.inf
     return Estimate(arm.value - control.value, squared, arm.units + control.units, degrees)
+
+
+def varied(arm: Estimate, control: Estimate) -> tuple[Estimate, Estimate] | None:
+    """Both, with an error above 0; None where no unit differs from any other.
+
+    Where units differ between the arms and not within either, their variance is that of all units together, which puts
+    the arms sqrt(n) standard errors apart.
+    """
+    scale, units = max(arm.value**2, control.value**2), arm.units + control.units
+    if (arm.squared_error + control.squared_error) * units > NOISE * scale:
+        return arm, control
+    squared = (arm.value - control.value) ** 2
+    if squared <= 100 * NOISE * scale:
+        return None
+    return (
+        replace(arm, squared_error=squared * control.units / units**2),
+        replace(control, squared_error=squared * arm.units / units**2),
+    )
 
 
 def strata(pairs: Sequence[tuple[Estimate, Estimate]]) -> tuple[Estimate, Estimate]:
