@@ -55,14 +55,21 @@ class Splits:
 
 
 def split(share: float, alarm: float, per_day: int = 1_000, days: int = 60, runs: int = 2_000, seed: int = 2) -> Splits:
-    """Two arms configured 50/50, of which the second really gets `share`, looked at daily."""
+    """Two arms configured 50/50, of which the second really gets `share`, looked at daily. `alarm` is the p of both
+    checks below which they raise one."""
     second = np.random.default_rng(seed).binomial(per_day, share, (runs, days)).cumsum(axis=1)
     units = per_day * np.arange(1, days + 1)
     counts = np.stack([units - second, second], axis=-1)
-    evidence = mismatch.log_evidence(counts, [0.5, 0.5]) > -np.log(alarm)
+    evidence = mismatch.log_mean(mismatch.by_concentration(counts, [0.5, 0.5])) > -np.log(alarm)
     pearson = chi2.sf(((counts - units[:, None] / 2) ** 2 / (units[:, None] / 2)).sum(axis=-1), 1) < alarm
     first = np.where(evidence.any(axis=1), evidence.argmax(axis=1) + 1, days)
     return Splits(float(evidence.any(axis=1).mean()), float(pearson.any(axis=1).mean()), float(first.mean()))
+
+
+def left_by(lost: float) -> float:
+    """The share that an arm has of the units that are seen, where it was to have half and this part of its own is
+    lost."""
+    return (1 - lost) / (2 - lost)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Test = Literal["group-sequential", "confidence sequence"]
-Verdict = Literal["better", "worse", "harmless", "undecided", "too few units"]
+Verdict = Literal["better", "worse", "harmless", "undecided", "too few units", "too few outcomes"]
 
 
 class _Figures(BaseModel):
@@ -111,7 +111,7 @@ class SampleRatio(_Figures):
 
     chi_square_p: float = Field(description="valid for a single look")
     p: float = Field(description="of an e-process; valid at every look")
-    alarm: bool = Field(description="p below 0.001: trust nothing else here until the cause is found")
+    alarm: bool = Field(description="p below 0.01: trust nothing else here until the cause is found")
 
 
 class Outlook(_Figures):

@@ -6,7 +6,7 @@ Simulated arms with a binary metric at 10 %, 500 units an arm and day, 30 days; 
 from __future__ import annotations
 
 from app.experiments import mismatch, power, sequential
-from tests.simulations import follow, peek, split
+from tests.simulations import follow, left_by, peek, split
 
 DAYS, PER_DAY, RUNS = 30, 500, 4_000
 RATES = {"a": 0.05, "b": 0.06, "c": 0.08, "d": 0.11}
@@ -57,12 +57,23 @@ def planned() -> None:
 
 
 def splits() -> None:
-    print("| split | e-process at 0.001 | chi-square at 0.001 | day of the alarm |\n|---|---|---|---|")
-    for share in (0.5, 0.51, 0.53):
-        found = split(share, mismatch.ALARM)
-        day = f"{found.day:.0f}" if found.by_evidence > 0.5 else ""
-        evidence, pearson = f"{100 * found.by_evidence:.2f} %", f"{100 * found.by_chi_square:.1f} %"
-        print(f"| {100 * (1 - share):.0f} / {100 * share:.0f} | {evidence} | {pearson} | {day} |")
+    print("| 60 days, units a day | split | e-process at 0.01 | chi-square at 0.001 | day of the alarm |")
+    print("|---|---|---|---|---|")
+    for per_day, share in ((1_000, 0.5), (800, 0.5), (7, 0.5), (1_000, 0.51), (800, 0.51), (1_000, 0.53)):
+        found, day = _alarms(share, per_day, 60)
+        print(f"| {per_day:,} | {100 * (1 - share):.0f} / {100 * share:.0f} | {found} | {day} |")
+    print("\n| in one day | lost | e-process at 0.01 | chi-square at 0.001 |\n|---|---|---|---|")
+    for units, lost in ((1_200, 0.25), (500, 0.4), (200, 0.4)):
+        found, _ = _alarms(left_by(lost), units, 1)
+        print(f"| {units:,} units | {100 * lost:.0f} % of an arm | {found} |")
+
+
+def _alarms(share: float, per_day: int, days: int) -> tuple[str, str]:
+    """Of both checks, in percent; and the mean day of the e-process's, where most runs have one."""
+    evidence = split(share, mismatch.ALARM, per_day, days, RUNS)
+    pearson = split(share, 0.001, per_day, days, RUNS).by_chi_square
+    day = f"{evidence.day:.0f}" if evidence.by_evidence > 0.5 else ""
+    return f"{100 * evidence.by_evidence:.2f} % | {100 * pearson:.1f} %", day
 
 
 def bandits() -> None:
