@@ -288,7 +288,7 @@ async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitS
         store = SweepStore(engine.redis, settings.redis_namespace, settings.sweep_ttl_s)
 
     def name_of(recipe: Recipe) -> str:
-        return f"{engine.blends.key(recipe)}-{engine.max_tokens}"
+        return f"{engine.blends.key(recipe)}-{engine.limits}"
 
     sweeps = Sweeps(
         Facts(bank.labels, list(bank.variants), products, bank.problem_type),

@@ -96,6 +96,19 @@ def test_a_variant_without_head_or_tokenizer_is_told(root: Path, tmp_path: Path)
     ]
 
 
+def test_a_tokenizer_that_reads_less_or_other_types_is_told(root: Path, odd: Path) -> None:
+    path = odd / "tokenizer_config.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"model_max_length": 32, "model_input_names": ["input_ids", "attention_mask"]}))
+    assert load(root, odd=odd).warnings["odd"] == [
+        "its tokenizer reads 32 tokens of a text, the base's reads 64 tokens, which is what counts",
+        "its tokenizer and the base's differ in whether a pair's texts have types: the base's are used",
+    ]
+    path.write_text(json.dumps(kept | {"model_max_length": int(1e30)}))
+    (sentence,) = load(root, odd=odd).warnings["odd"]
+    assert sentence.startswith("its tokenizer reads any number of tokens of a text")
+
+
 def test_numbers_that_are_not_finite_stay_refused(root: Path, odd: Path) -> None:
     edit_weights(odd, lambda tensors: tensors["classifier.bias"].fill_(torch.nan))
     with pytest.raises(BadBank, match=r"odd: classifier\.bias holds a number that is not finite"):

@@ -194,6 +194,16 @@ def test_a_tokenizer_that_differs_only_in_its_rules_is_refused(folders: Path, od
     assert "odd: another tokenizer: its normalizer differs from the base's" in refusal(folders, odd=odd)
 
 
+@pytest.mark.parametrize("setting", [{"truncation_side": "left"}, {"split_special_tokens": True}])
+def test_a_tokenizer_that_differs_in_a_setting_of_transformers_is_refused(
+    folders: Path, odd: Path, setting: dict[str, object]
+) -> None:
+    path = odd / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    (name,) = setting
+    assert f"odd: another tokenizer: its {name} differs from the base's" in refusal(folders, odd=odd)
+
+
 def test_a_variant_without_a_tokenizer_uses_the_base_s(folders: Path, odd: Path) -> None:
     for path in odd.glob("*token*"):
         path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from conftest import Service, running
 from redis import Redis
 from servers import Server, server, until
+from transformers import AutoTokenizer
 
 from app.errors import BadBank, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
@@ -67,6 +69,21 @@ def test_a_bank_from_its_card_reads_texts_and_runs_blends_as_the_bank_itself(tmp
     recipe = Recipe((("angry", 400_000),))
     assert recipe.key(small.fingerprint) == recipe.key(whole.fingerprint)
     assert small.arena.layout.digest == whole.arena.layout.digest and small.problem_type == whole.problem_type
+
+
+def test_a_bank_from_its_card_cuts_texts_on_the_side_where_the_bank_does(tmp_path: Path) -> None:
+    folders = pico.write_bank(tmp_path, "bert")
+    for name in ("base", "angry", "polite"):
+        file = folders / name / "tokenizer_config.json"
+        cut = {"truncation_side": "left", "split_special_tokens": True}
+        file.write_text(json.dumps(json.loads(file.read_text()) | cut))
+    whole = load_bank(BankSpec.from_toml(folders / "bank.toml"), CPU)
+    small = read_card(write_card(whole), whole.fingerprint, CPU)
+    texts = [" ".join(pico.WORDS * 3) + " <sep> late"]
+    rows = TextEncoder(whole.tokenizer, whole.config, 32).encode(texts)
+    assert TextEncoder(small.tokenizer, small.config, 32).encode(texts) == rows
+    ids = AutoTokenizer.from_pretrained(folders / "base")(texts[0], truncation=True, max_length=32)["input_ids"]
+    assert rows[0].ids == ids and rows[0].truncated
 
 
 def test_a_card_of_a_card_is_the_same_card(bank: Bank) -> None:

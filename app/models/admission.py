@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from app.errors import BadBank
 from app.weights import geometry
@@ -33,6 +34,8 @@ TWINS = 1.0
 PLACEHOLDER = re.compile(r"LABEL_\d+")
 HALF = {"BF16": "bfloat16", "F16": "float16"}
 RECORD = "tween-barrier.json"
+UNBOUNDED = 10**12
+"""Tokens: a tokenizer that knows no limit says more."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,22 @@ def doubts_about_labels(ours: Sequence[str] | None, theirs: Sequence[str] | None
     if ours is not None and all(PLACEHOLDER.fullmatch(label) for label in theirs):
         return [f"its labels are only numbered ({theirs[0]}, ...): that they mean what the base's mean is not known"]
     return []
+
+
+def doubts_about_tokenizers(base: PreTrainedTokenizerFast, variant: PreTrainedTokenizerFast | None) -> list[str]:
+    """What a variant's tokenizer says of long texts and of pairs, where that is not what the base's says."""
+    if variant is None:
+        return ["it brings no tokenizer: the base's is used"]
+    found = []
+    if variant.model_max_length != base.model_max_length:
+        ours, theirs = (
+            f"{most} tokens" if most < UNBOUNDED else "any number of tokens"
+            for most in (base.model_max_length, variant.model_max_length)
+        )
+        found.append(f"its tokenizer reads {theirs} of a text, the base's reads {ours}, which is what counts")
+    if ("token_type_ids" in variant.model_input_names) != ("token_type_ids" in base.model_input_names):
+        found.append("its tokenizer and the base's differ in whether a pair's texts have types: the base's are used")
+    return found
 
 
 def doubts_about_weights(arena: Arena, products: Tensor) -> dict[str, list[str]]:

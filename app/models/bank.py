@@ -225,7 +225,7 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
             _check_tokenizer(name, base.tokenizer, variant.tokenizer)
         doubts[name] = [
             *admission.doubts_about_labels(base.labels, variant.labels),
-            *([] if variant.tokenizer is not None else ["it brings no tokenizer: the base's is used"]),
+            *admission.doubts_about_tokenizers(base.tokenizer, variant.tokenizer),
             *admission.doubts_about_files(files, admission.look_at(folders[name])),
         ]
         arena.add(name, _aligned(variant, labels))
@@ -348,10 +348,13 @@ def _aligned(variant: Checkpoint, labels: list[str]) -> dict[str, Tensor]:
 
 
 def _tokenizer_parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What decides which tokens a text becomes; padding and truncation are settings of the moment."""
+    """What decides which tokens a text becomes; padding and truncation are settings of the moment, of which side texts
+    are cut on is the tokenizer's own."""
     parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     for volatile in ("padding", "truncation", "version"):
         parts.pop(volatile, None)
+    parts["truncation_side"] = tokenizer.truncation_side
+    parts["split_special_tokens"] = tokenizer.split_special_tokens
     return parts
 
 

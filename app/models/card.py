@@ -59,6 +59,8 @@ def write_card(bank: Bank) -> bytes:
         "max_length": tokenizer.model_max_length,
         "pad": tokenizer.pad_token,
         "inputs": tokenizer.model_input_names,
+        "side": tokenizer.truncation_side,
+        "split": tokenizer.split_special_tokens,
         "sources": bank.sources,
         "variants": bank.variants,
         "norms": bank.delta_norms,
@@ -131,6 +133,8 @@ def _tokenizer(body: Mapping[str, Any]) -> PreTrainedTokenizerFast:
         tokenizer_object=Tokenizer.from_str(body["tokenizer"]),
         model_max_length=body["max_length"],
         model_input_names=body["inputs"],
+        truncation_side=body["side"],
+        split_special_tokens=body["split"],
     )
     # Set afterwards: given above, it could be added a second time and change what texts become.
     tokenizer.pad_token = body["pad"]

@@ -43,7 +43,7 @@ class LocalProvider:
         return products
 
     def key(self, recipe: Recipe) -> str:
-        return f"{recipe.key(self.bank.fingerprint)}-{self._encoder.max_tokens}"
+        return f"{recipe.key(self.bank.fingerprint)}-{self._encoder.limits}"
 
     def logits(self, texts: Sequence[str], recipe: Recipe) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._classifier.logits(self.vector(recipe), self._encoder.encode(texts)).numpy()

@@ -127,6 +127,7 @@ class Engine:
         self.adaptive = adaptive
         self.stages = {stage: Histogram(SECONDS) for stage in ("queue", "blend", "tokenize", "forward")}
         self.max_tokens = encoder.max_tokens
+        self.limits = encoder.limits
         self._default_recipe = default_recipe
         self._encoder = encoder
         self._tokenizing = tokenizing
