@@ -25,7 +25,6 @@ from app.api import (
     access,
     alias_routes,
     deadlines,
-    direct,
     experiment_routes,
     metrics,
     middleware,
@@ -34,6 +33,7 @@ from app.api import (
     probes,
     problems,
     report_routes,
+    route_table,
     segment_routes,
     specification,
     spectrum,
@@ -104,6 +104,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROUTERS = [
+    module.router
+    for module in (
+        native,
+        spectrum,
+        alias_routes,
+        sweep_routes,
+        experiment_routes,
+        segment_routes,
+        outcome_routes,
+        report_routes,
+        probes,
+        metrics,
+    )
+]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WARM_UP = ["The first pass is the slowest, and tells what a token costs on this machine."] * 8
 
@@ -162,21 +177,11 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(traffic.Traffic, tally=app.state.tally, direct=native.DIRECT)
+    app.add_middleware(traffic.Traffic, tally=app.state.tally)
     if tracer is not None:
-        app.add_middleware(tracer.around, direct=native.DIRECT)
+        app.add_middleware(tracer.around)
     app.add_middleware(middleware.RequestId)
-    app.include_router(native.router)
-    app.include_router(spectrum.router)
-    app.include_router(alias_routes.router)
-    app.include_router(sweep_routes.router)
-    app.include_router(experiment_routes.router)
-    app.include_router(segment_routes.router)
-    app.include_router(outcome_routes.router)
-    app.include_router(report_routes.router)
-    app.include_router(probes.router)
-    app.include_router(metrics.router)
-    direct.install(app, native.DIRECT)
+    app.state.routes = route_table.install(app, ROUTERS, native.DIRECT)
     return app
 
 

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.keys import Key, Keys
 from app.api.limits import Limits
 from app.api.middleware import header
-from app.api.problems import problem
-from app.api.rights import Role, needs
+from app.api.problems import problem, reference
+from app.api.rights import Role
+from app.api.route_table import found_of
 from app.errors import Forbidden, LimitReached, NoKey
 
 audit = logging.getLogger("tween.audit")
@@ -31,7 +32,7 @@ class Access:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        role = needs(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        role = found_of(scope).right.role if scope["type"] == "http" else None
         if role is None:
             await self._app(scope, receive, send)
             return
@@ -57,7 +58,7 @@ class Access:
         if key is None:
             raise NoKey("this key is not known, or no longer")
         if role == "manage" and key.role != "manage":
-            audit.warning("%s %s %s: refused", key.name, scope["method"], scope["path"])
+            audit.warning("%s %s %s: refused", key.name, scope["method"], reference(scope))
             raise Forbidden(f"the key of {key.name!r} may predict; this call needs one that may manage")
         return key
 
@@ -70,7 +71,7 @@ def _telling(scope: Scope, send: Send, told: dict[str, str], manager: str | None
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *headers]
             if manager is not None:
-                audit.info("%s %s %s: %d", manager, scope["method"], scope["path"], message["status"])
+                audit.info("%s %s %s: %d", manager, scope["method"], reference(scope), message["status"])
         await send(message)
 
     return telling

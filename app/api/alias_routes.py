@@ -12,6 +12,7 @@ from app.api.direct import json_only
 from app.api.native import LAST_VERSION, REFUSALS, RecipeField
 from app.api.probes import TheEngine
 from app.api.problems import Problem
+from app.api.rights import needs
 from app.serving.alias_history import Alias, Version
 from app.serving.aliases import Aliases, Move
 from app.weights.recipe import names_alias
@@ -75,18 +76,21 @@ class AliasList(BaseModel):
 
 
 @router.get("")
+@needs("predict")
 async def list_aliases(engine: TheEngine) -> AliasList:
     """Every alias and what it points at."""
     return AliasList(aliases=[_alias(engine.aliases, alias) for alias in engine.aliases.all()])
 
 
 @router.get("/{name}")
+@needs("predict")
 async def get_alias(engine: TheEngine, name: str) -> AliasReply:
     """What an alias points at, since when, and what it pointed at before."""
     return _alias(engine.aliases, engine.aliases.get(name))
 
 
 @router.put("/{name}", responses={201: {"description": "made now", "model": MoveReply}})
+@needs("manage")
 async def put_alias(engine: TheEngine, name: str, body: AliasRequest, response: Response, by: By = None) -> MoveReply:
     """Point an alias at a recipe, on every pod at once: all have the new blend in memory before traffic meets it. Of
     `auto` and `VARIANT@auto`, whose blends differ from text to text, they are made when they are first met."""
@@ -98,6 +102,7 @@ async def put_alias(engine: TheEngine, name: str, body: AliasRequest, response: 
 
 
 @router.delete("/{name}")
+@needs("manage")
 async def delete_alias(engine: TheEngine, name: str, version: IfVersion = None, by: By = None) -> VersionReply:
     """Take an alias away. Its history is kept for a week: a rollback brings it back."""
     move = await engine.aliases.delete(name, version, by)
@@ -105,6 +110,7 @@ async def delete_alias(engine: TheEngine, name: str, version: IfVersion = None, 
 
 
 @router.post("/{name}/rollback")
+@needs("manage")
 async def roll_back(engine: TheEngine, name: str, version: IfVersion = None, by: By = None) -> MoveReply:
     """Point an alias where it pointed before; again, one step further back. Every step is a new version."""
     return _move(engine.aliases, await engine.aliases.step_back(name, version, by))

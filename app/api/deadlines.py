@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api.connection import HANG_UP
 from app.api.middleware import Watched, header
 from app.api.problems import problem
-from app.api.rights import only_computes
+from app.api.route_table import found_of
 from app.errors import BadDeadline, DeadlinePassed
 
 LONGEST = 3600.0
@@ -30,7 +30,7 @@ class Deadlines:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not only_computes(scope["method"], scope["path"]):
+        if scope["type"] != "http" or not found_of(scope).right.only_computes:
             await self._app(scope, receive, send)
             return
         given = header(scope, b"x-request-timeout")

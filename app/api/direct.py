@@ -8,10 +8,9 @@ It is a route of the framework too, which is where /docs has it from and where o
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -26,24 +25,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def install(app: FastAPI, handlers: Mapping[tuple[str, str], Handler]) -> None:
-    """Let these methods and paths go past the framework, once all is added to it: that stands around them, too."""
-    framework, past = app.build_middleware_stack(), _answering(handlers)
-    for one in reversed(app.user_middleware):
-        past = one.cls(past, *one.args, **one.kwargs)
+def answering(found: str) -> ASGIApp:
+    """The application whose handler is that of `scope[found]`."""
 
-    async def either(scope: Scope, receive: Receive, send: Send) -> None:
-        is_direct = scope["type"] == "http" and (scope["method"], scope["path"]) in handlers
-        await (past if is_direct else framework)(scope, receive, send)
-
-    app.middleware_stack = either
-
-
-def _answering(handlers: Mapping[tuple[str, str], Handler]) -> ASGIApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            reply = await handlers[scope["method"], scope["path"]](request)
+            reply = await scope[found].handler(request)
         except ClientDisconnect:
             return  # in the middle of the body; nobody is there to be answered
         except Exception as error:

@@ -13,6 +13,7 @@ from app.api.meetings import TheExperiments
 from app.api.native import LAST_VERSION, REFUSALS
 from app.api.probes import TheEngine
 from app.api.problems import Problem
+from app.api.rights import needs
 from app.errors import BadExperiment
 from app.experiments.experiment import Experiment, Status
 from app.experiments.record import Record
@@ -132,18 +133,21 @@ class PromotionReply(BaseModel):
 
 
 @router.get("")
+@needs("predict")
 async def list_experiments(experiments: TheExperiments) -> ExperimentList:
     """Every experiment."""
     return ExperimentList(experiments=[_reply(experiments, record) for record in experiments.all()])
 
 
 @router.get("/{name}")
+@needs("predict")
 async def get_experiment(experiments: TheExperiments, name: str) -> ExperimentReply:
     """What an experiment is now."""
     return _reply(experiments, experiments.get(name))
 
 
 @router.put("/{name}", responses={201: {"description": "made now", "model": ChangeReply}})
+@needs("manage")
 async def put_experiment(
     engine: TheEngine,
     experiments: TheExperiments,
@@ -162,12 +166,14 @@ async def put_experiment(
 
 
 @router.post("/{name}/status")
+@needs("manage")
 async def set_status(experiments: TheExperiments, name: str, body: StatusRequest, by: Actor = None) -> ChangeReply:
     """Start, pause or stop it, on every pod. Before it starts, all have the arms' blends in memory."""
     return _changed(experiments, await experiments.set_status(name, body.status, body.version, by))
 
 
 @router.get("/{name}/audit")
+@needs("manage")
 async def get_audit(experiments: TheExperiments, name: str) -> AuditReply:
     """Who changed what, and when."""
     entries = [
@@ -178,6 +184,7 @@ async def get_audit(experiments: TheExperiments, name: str) -> AuditReply:
 
 
 @router.get("/{name}/assignment")
+@needs("predict")
 async def get_assignment(
     experiments: TheExperiments,
     name: str,
@@ -202,6 +209,7 @@ async def get_assignment(
 @router.post(
     "/{name}/promote", responses={202: {"description": "begun, and goes on step by step", "model": PromotionReply}}
 )
+@needs("manage")
 async def promote(
     rollouts: TheRollouts, name: str, body: PromotionRequest, response: Response, by: Actor = None
 ) -> PromotionReply:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from app.api.ledger_metrics import LedgerMetrics
 from app.api.outcome_routes import TheLedger
 from app.api.probes import TheEngine
+from app.api.rights import needs
 from app.api.traffic import Tally
 from app.serving.compute import gpu_memory
 from app.serving.engine import Engine
@@ -22,6 +23,7 @@ router = APIRouter(tags=["probes"])
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@needs(None)
 async def metrics(request: Request, engine: TheEngine, ledger: TheLedger) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
     registry = CollectorRegistry()

@@ -19,6 +19,7 @@ from app.api.direct import Handler, json_only, read_json, write_json
 from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answer, experiments_of, meet
 from app.api.probes import TheEngine, engine_of
 from app.api.problems import Problem
+from app.api.rights import needs
 from app.errors import BadTexts
 from app.serving.adaptive import Choice
 from app.serving.blends import Cached
@@ -260,6 +261,7 @@ PREDICT_EXAMPLES: dict[str, Any] = {
 
 
 @router.post("/predict", tags=["predict"])
+@needs("predict", only_computes=True)
 async def predict(
     engine: TheEngine,
     experiments: TheExperiments,
@@ -300,6 +302,7 @@ DIRECT: dict[tuple[str, str], Handler] = {("POST", "/v1/predict"): predict_direc
 
 
 @router.get("/bank", tags=["bank"])
+@needs("predict")
 async def bank(engine: TheEngine) -> BankReply:
     """What is loaded: base, variants, labels, and how far the variants lie from the base and each other."""
     bank = engine.bank
@@ -331,6 +334,7 @@ async def bank(engine: TheEngine) -> BankReply:
 
 
 @router.post("/blends", tags=["blends"], responses={201: {"description": "built now", "model": BlendReply}})
+@needs("manage")
 async def build_blend(engine: TheEngine, body: BlendRequest, response: Response) -> BlendReply:
     """Build or fetch a blend now, so that the first request finds it, and put it into Redis, where pods without the
     members find it. 201 if it was built, 200 if it was there."""
@@ -348,6 +352,7 @@ async def build_blend(engine: TheEngine, body: BlendRequest, response: Response)
 
 
 @router.get("/blends", tags=["blends"])
+@needs("predict")
 async def list_blends(engine: TheEngine) -> CachedList:
     """Every blend that lies in a tier."""
     cached = await engine.blends.cached()
@@ -355,6 +360,7 @@ async def list_blends(engine: TheEngine) -> CachedList:
 
 
 @router.get("/blends/{key}", tags=["blends"])
+@needs("predict")
 async def get_blend(engine: TheEngine, key: str) -> CachedReply:
     """One cached blend."""
     return _cached(await engine.blends.find(key))
@@ -366,6 +372,7 @@ async def get_blend(engine: TheEngine, key: str) -> CachedReply:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "a safetensors file"}},
 )
+@needs("manage")
 async def get_weights(
     engine: TheEngine,
     key: str,
@@ -384,6 +391,7 @@ async def get_weights(
     tags=["blends"],
     responses={409: {"model": Problem, "description": "it is a member of the bank, which stays loaded"}},
 )
+@needs("manage")
 async def delete_blend(engine: TheEngine, key: str) -> DeletedReply:
     """Take a blend out of every tier. A request that uses it now still finishes."""
     return DeletedReply(key=key, tiers=await engine.blends.delete(key))

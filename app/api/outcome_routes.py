@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.direct import json_only
 from app.api.meetings import TheExperiments
 from app.api.native import REFUSALS
+from app.api.rights import needs
 from app.experiments.assignment import check_unit
 from app.experiments.events import Outcome
 from app.experiments.ledger import EventLedger
@@ -58,6 +59,7 @@ class AcceptedReply(BaseModel):
 
 
 @router.post("/{name}/outcomes", status_code=202)
+@needs("predict")
 async def post_outcomes(
     experiments: TheExperiments,
     ledger: TheLedger,
@@ -93,6 +95,7 @@ async def post_outcomes(
     response_class=StreamingResponse,
     responses={200: {"content": {media: {} for _, media in FORMATS.values()}, "description": "a row for each unit"}},
 )
+@needs("manage")
 async def export(
     experiments: TheExperiments,
     ledger: TheLedger,

@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from app.api.problems import Problem
+from app.api.rights import needs
 from app.errors import Draining, Loading
 from app.serving.engine import Engine
 
@@ -41,12 +42,14 @@ router = APIRouter(tags=["probes"])
 
 
 @router.get("/livez")
+@needs(None)
 async def live() -> Live:
     """Whether the process answers at all."""
     return Live()
 
 
 @router.get("/readyz", responses={503: {"model": Problem, "description": "still loading, or told to leave"}})
+@needs(None)
 async def ready(request: Request, engine: TheEngine) -> Ready:
     """Whether requests will be served."""
     if request.app.state.draining:
@@ -59,6 +62,7 @@ async def ready(request: Request, engine: TheEngine) -> Ready:
 
 
 @router.get("/", include_in_schema=False)
+@needs(None)
 async def home() -> RedirectResponse:
     """The first thing that somebody types."""
     return RedirectResponse("docs")

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from app.errors import (
     AliasConflict,
@@ -129,7 +131,7 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
         title=words.capitalize(),
         status=STATUS[type(error)],
         detail=str(error),
-        instance=request.url.path,
+        instance=reference(request.scope),
     )
     return _reply(body, headers)
 
@@ -137,8 +139,14 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
 def plain_problem(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """The reply for what HTTP itself refuses: no such path, no such method."""
     title = HTTPStatus(status).phrase
-    body = Problem(type="about:blank", title=title, status=status, detail=detail, instance=request.url.path)
+    body = Problem(type="about:blank", title=title, status=status, detail=detail, instance=reference(request.scope))
     return _reply(body, headers or {})
+
+
+def reference(scope: Scope) -> str:
+    """A request's path as a URI writes it, which is also how logs show it: one word of ASCII, with nothing in it that
+    a terminal, a page or a reader of lines could take for something else."""
+    return quote(scope["path"], safe="/:@!$&'()*+,;=~")
 
 
 def _reply(body: Problem, headers: dict[str, str]) -> JSONResponse:
@@ -158,13 +166,16 @@ def reply_to(request: Request, error: Exception) -> JSONResponse | None:
 
 def unexpected(request: Request, error: Exception) -> JSONResponse:
     """The reply for what nobody expected; the log tells the rest."""
-    log.error("unexpected %s at %s", type(error).__name__, request.url.path, exc_info=error)
+    log.error("unexpected %s at %s", type(error).__name__, reference(request.scope), exc_info=error)
     return plain_problem(request, 500, "something went wrong here; the log tells what")
 
 
 def _detail(request: Request, error: HTTPException) -> str:
     if error.status_code == 404:
-        return f"there is nothing at {request.url.path}; /docs lists what is"
+        return f"there is nothing at {reference(request.scope)}; /docs lists what is"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return f"{request.method} does not work at {reference(request.scope)}; use {allowed}"
     if error.status_code == 400 and error.detail == FRAMEWORK_CANNOT_READ:
         return NOT_JSON
     return str(error.detail)

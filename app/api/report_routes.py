@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from app.api.native import REFUSALS
 from app.api.probes import TheEngine
 from app.api.report_page import page
+from app.api.rights import needs
 from app.errors import BadRecipe, UnknownVariant
 from app.experiments.account import Report
 from app.experiments.experiment import Experiment
@@ -59,6 +60,7 @@ async def _definitions(request: Request) -> Definitions:
     response_model=Report,
     responses={200: {"content": {"text/html": {}}, "description": "what the experiment says now"}},
 )
+@needs("predict")
 async def get_report(
     engine: TheEngine,
     ledger: Annotated[Sums, Depends(_sums)],

@@ -1,39 +1,46 @@
-"""Which calls need which role, and which only compute: the one table of it.
+"""Roles: what a key may do, and the mark on each route that says which role it needs.
 
-What is not named here needs the role that manages, so that a route which somebody adds is closed before it is opened.
+A route without a mark cannot be mounted (`route_table.py`), so nothing is open because somebody forgot it.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 Role = Literal["predict", "manage"]
+"""What a key may do; `manage` includes `predict`."""
 
-COMPUTES = frozenset({"/v1/predict", "/v1/spectrum"})
-"""Paths where a POST changes nothing."""
-
-OPEN = re.compile(r"/|/livez|/readyz|/metrics|/docs|/openapi\.json|/static-offline-docs/.*")
-"""Paths that need no key: probes, metrics, and the documentation."""
-
-TELLS = re.compile(r"/v1/experiments/[^/]+/outcomes")
-"""Paths where a POST tells what came of a prediction, which is for whoever predicts."""
-
-GUARDED = re.compile(r"/v1/blends/[^/]+/weights|/v1/sweeps(/.*)?|/v1/experiments/[^/]+/(audit|export)")
-"""Paths that only a manager reads: weights, what was found in labelled texts, who did what, what each unit did."""
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
-def only_computes(method: str, path: str) -> bool:
-    """Whether a call changes nothing although it is a POST, so that it may be stopped in the middle."""
-    return path in COMPUTES and method == "POST"
+@dataclass(frozen=True)
+class Right:
+    """What a route needs. `role` None needs no key; `only_computes`: it changes nothing, though it may be a POST."""
+
+    role: Role | None
+    only_computes: bool = False
 
 
-def needs(method: str, path: str) -> Role | None:
-    """The least role for a call; None where no key is needed."""
-    if only_computes(method, path):
-        return "predict"
-    if method not in ("GET", "HEAD", "OPTIONS"):
-        return "predict" if method == "POST" and TELLS.fullmatch(path) else "manage"
-    if OPEN.fullmatch(path):
-        return None
-    return "manage" if GUARDED.fullmatch(path) else "predict"
+FRAMEWORK = {
+    path: Right(None) for path in ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/static-offline-docs/{path}")
+}
+"""Routes by the framework itself, which cannot be marked: the specification and the pages that show it."""
+
+_marks: dict[Callable[..., Any], Right] = {}
+
+
+def needs(role: Role | None, only_computes: bool = False) -> Callable[[Endpoint], Endpoint]:
+    """Marks a route's function with the least role that a key must have for it; None: it needs no key."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        _marks[endpoint] = Right(role, only_computes)
+        return endpoint
+
+    return mark
+
+
+def right_of(endpoint: Callable[..., Any], path: str) -> Right | None:
+    """What a route needs; None if nothing says so."""
+    return _marks.get(endpoint) or FRAMEWORK.get(path)

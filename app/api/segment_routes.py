@@ -14,6 +14,7 @@ from app.api.meetings import TheExperiments
 from app.api.native import LAST_VERSION, REFUSALS
 from app.api.probes import TheEngine
 from app.api.problems import Problem
+from app.api.rights import needs
 from app.errors import SegmentsConflict
 from app.experiments.running import KEPT_WARM, Experiments
 from app.serving.aliases import Aliases
@@ -83,6 +84,7 @@ class DeletedSegments(LiveReply):
 
 
 @router.get("")
+@needs("predict")
 async def list_segments(engine: TheEngine) -> SegmentsList:
     """The t's by segment of every variant that has some, and across all of them."""
     tables = sorted(engine.adaptive.tables.now.items())
@@ -90,12 +92,14 @@ async def list_segments(engine: TheEngine) -> SegmentsList:
 
 
 @router.get("/{variant}")
+@needs("predict")
 async def get_segments(engine: TheEngine, variant: str) -> SegmentsReply:
     """The t's by segment of a variant, or of `auto`."""
     return _reply(engine, engine.adaptive.table(variant))
 
 
 @router.put("/{variant}", responses={201: {"description": "none was live before", "model": SegmentsReply}})
+@needs("manage")
 async def put_segments(
     engine: TheEngine,
     variant: str,
@@ -112,6 +116,7 @@ async def put_segments(
 
 
 @router.delete("/{variant}")
+@needs("manage")
 async def delete_segments(
     engine: TheEngine, experiments: TheExperiments, variant: str, version: IfVersion = None, by: By = None
 ) -> DeletedSegments:

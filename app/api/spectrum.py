@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from app.api.direct import json_only
 from app.api.native import REFUSALS, Texts, TimingsReply
 from app.api.probes import TheEngine
+from app.api.rights import needs
 from app.search.along import Along, along, between
 from app.search.curve import NODES
 
@@ -97,6 +98,7 @@ EXAMPLES: dict[str, Any] = {
 
 
 @router.post("/spectrum")
+@needs("predict", only_computes=True)
 async def spectrum(
     engine: TheEngine, body: Annotated[SpectrumRequest, Body(openapi_examples=EXAMPLES)]
 ) -> SpectrumReply:

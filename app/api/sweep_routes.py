@@ -27,6 +27,7 @@ from app.api.direct import json_only, parse_json
 from app.api.native import REFUSALS
 from app.api.probes import TheEngine
 from app.api.problems import Problem
+from app.api.rights import needs
 from app.errors import BadData, NotDone
 from app.search.dataset import NAMES
 from app.search.folds import FOLDS
@@ -247,6 +248,7 @@ BODY: dict[str, Any] = {
 
 
 @router.post("", status_code=202, openapi_extra={"requestBody": BODY})
+@needs("manage")
 async def order_sweep(sweeps: TheSweeps, request: Request, response: Response) -> SweepReply:
     """Have t chosen on labelled texts: JSON, or a CSV file and the rest in the query (`?variant=finance&folds=4`)."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -259,18 +261,21 @@ async def order_sweep(sweeps: TheSweeps, request: Request, response: Response) -
 
 
 @router.get("")
+@needs("manage")
 async def list_sweeps(sweeps: TheSweeps) -> SweepList:
     """The newest sweeps, on whichever pod."""
     return SweepList(sweeps=[SweepBrief(**_brief(state)) for state in await sweeps.all()])
 
 
 @router.get("/{sweep}")
+@needs("manage")
 async def get_sweep(sweeps: TheSweeps, sweep: str) -> SweepReply:
     """How far a sweep is, and what it found."""
     return _reply(await sweeps.get(sweep))
 
 
 @router.delete("/{sweep}")
+@needs("manage")
 async def cancel_sweep(sweeps: TheSweeps, sweep: str) -> SweepReply:
     """Call a sweep off. One that has ended stays as it is."""
     return _reply(await sweeps.cancel(sweep))
@@ -288,6 +293,7 @@ After = Annotated[int, Query(ge=0, description="the same, for clients that canno
         204: {"description": "it has ended, and the caller has seen that"},
     },
 )
+@needs("manage")
 async def follow_sweep(
     sweeps: TheSweeps, request: Request, sweep: str, last: LastEventId = None, after: After = 0
 ) -> Response:
@@ -312,6 +318,7 @@ async def follow_sweep(
     response_class=Response,
     responses={200: {"content": {"image/svg+xml": {}}}, 409: {"model": Problem}},
 )
+@needs("manage")
 async def get_plot(sweeps: TheSweeps, sweep: str) -> Response:
     """Scores along t with their intervals, drawn."""
     return Response(await sweeps.file(sweep, PLOT), media_type="image/svg+xml")
@@ -322,6 +329,7 @@ async def get_plot(sweeps: TheSweeps, sweep: str) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/svg+xml": {}}}, 409: {"model": Problem}},
 )
+@needs("manage")
 async def get_ramp(sweeps: TheSweeps, sweep: str) -> Response:
     """What one t in the first layer and another in the last come to, drawn; 409 where no ramp was found."""
     state = await sweeps.get(sweep)
@@ -333,6 +341,7 @@ async def get_ramp(sweeps: TheSweeps, sweep: str) -> Response:
 @router.get(
     "/{sweep}/report", response_class=Response, responses={200: {"content": {"text/html": {}}}, 409: {"model": Problem}}
 )
+@needs("manage")
 async def get_report(sweeps: TheSweeps, sweep: str) -> Response:
     """The report, one HTML page that needs no other."""
     return Response(await sweeps.file(sweep, HTML), media_type="text/html")
@@ -343,6 +352,7 @@ async def get_report(sweeps: TheSweeps, sweep: str) -> Response:
     response_class=Response,
     responses={200: {"content": {"application/json": {}}}, 409: {"model": Problem}},
 )
+@needs("manage")
 async def get_results(sweeps: TheSweeps, sweep: str) -> Response:
     """All figures of the report."""
     return Response(await sweeps.file(sweep, JSON), media_type="application/json")

@@ -11,6 +11,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.problems import reference
+
 log = logging.getLogger("tween.texts")
 
 MOST_TEXTS = 8
@@ -52,7 +54,7 @@ class TextLog:
             texts = texts_of(bytes(body))
             if texts:
                 shown = json.dumps([shortened(text) for text in texts[:MOST_TEXTS]])
-                log.info("%s %s, %s, %d texts: %s", scope["method"], scope["path"], status, len(texts), shown)
+                log.info("%s %s, %s, %d texts: %s", scope["method"], reference(scope), status, len(texts), shown)
 
 
 def texts_of(body: bytes) -> list[object]:

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.logs import REQUEST_ID, TRACE_ID
 from app.api.middleware import header
-from app.api.rights import OPEN
-from app.api.traffic import ELSEWHERE, GONE, route_of
+from app.api.route_table import ELSEWHERE, found_of
+from app.api.traffic import GONE
 from app.spans import SPANS
 from app.spans import Span as Part
 
@@ -66,9 +66,9 @@ class Tracer:
             child = self._tracer.start_span(part.name, inside, start_time=since + int(part.start * 1e9))
             child.end(since + int(part.end * 1e9))
 
-    def around(self, app: ASGIApp, direct: Collection[tuple[str, str]]) -> Tracing:
+    def around(self, app: ASGIApp) -> Tracing:
         """The application, traced."""
-        return Tracing(app, self, direct)
+        return Tracing(app, self)
 
     async def close(self) -> None:
         """Send what is left, if the collector takes it at once. The thread that still tries after that ends with the
@@ -81,14 +81,12 @@ class Tracer:
 class Tracing:
     """A span around every request that is not for a probe or the documentation."""
 
-    def __init__(self, app: ASGIApp, tracer: Tracer, direct: Collection[tuple[str, str]]) -> None:
-        """`direct`: methods and paths that are answered without the framework's routing."""
+    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer
-        self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or OPEN.fullmatch(scope["path"]):
+        if scope["type"] != "http" or found_of(scope).right.role is None:
             await self._app(scope, receive, send)
             return
         span = self._tracer.begin(scope)
@@ -113,7 +111,7 @@ class Tracing:
             self._end(span, scope, status, parts or ())
 
     def _end(self, span: Span, scope: Scope, status: int, parts: Collection[Part]) -> None:
-        route = route_of(scope, self._direct)
+        route = found_of(scope).pattern
         if route != ELSEWHERE:
             span.update_name(f"{scope['method']} {route}")
             span.set_attribute("http.route", route)

@@ -6,15 +6,13 @@ The route is the path's pattern and never the path, so that no caller can make u
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.route_table import ELSEWHERE, found_of
 from app.serving.histogram import SECONDS, Histogram
 
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
-ELSEWHERE = "other"
-"""The route of what is answered before it reaches one: no such path, no key, a body that is too large."""
 GONE = 499
 """The status of a caller who hung up; nothing was sent to him. nginx calls it so."""
 
@@ -36,11 +34,9 @@ class Tally:
 class Traffic:
     """Counts every request, until the last byte of its reply."""
 
-    def __init__(self, app: ASGIApp, tally: Tally, direct: Collection[tuple[str, str]]) -> None:
-        """`direct`: methods and paths that are answered without the framework's routing."""
+    def __init__(self, app: ASGIApp, tally: Tally) -> None:
         self._app = app
         self._tally = tally
-        self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,11 +60,4 @@ class Traffic:
         finally:
             self._tally.in_flight -= 1
             method = scope["method"] if scope["method"] in METHODS else ELSEWHERE
-            self._tally.note(method, route_of(scope, self._direct), status, time.perf_counter() - started)
-
-
-def route_of(scope: Scope, direct: Collection[tuple[str, str]]) -> str:
-    """The pattern of the path that answered, ELSEWHERE if none did."""
-    if (scope["method"], scope["path"]) in direct:
-        return str(scope["path"])
-    return getattr(scope.get("route"), "path", ELSEWHERE)
+            self._tally.note(method, found_of(scope).pattern, status, time.perf_counter() - started)
