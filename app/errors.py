@@ -141,6 +141,14 @@ class Forbidden(TweenError):
     """A key that is in force, but not for this call."""
 
 
+class UnknownHost(TweenError):
+    """A call to a service without keys by a name that is not the service's."""
+
+
+class CrossOrigin(TweenError):
+    """A page of another origin asks a service without keys for a change."""
+
+
 class LimitReached(TweenError):
     """A name has called as often as it may; `headers` tell what it may."""
 

@@ -34,6 +34,7 @@ from app.api import (
     problems,
     report_routes,
     route_table,
+    same_origin,
     segment_routes,
     specification,
     spectrum,
@@ -157,6 +158,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
             on_failure(error)
 
     limits = Limits()
+    origins = by_commas(settings.cors_origins)
     tracer = tracer_of(settings)
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = None
@@ -171,11 +173,13 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
     if settings.api_keys is not None:
         app.add_middleware(access.Access, keys=Keys(settings.api_keys), limits=limits)
-    elif settings.host not in LOOPBACK:
-        log.warning("no TWEEN_API_KEYS: whoever reaches %s may do everything", settings.host)
+    else:
+        if settings.host not in LOOPBACK:
+            log.warning("no TWEEN_API_KEYS: whoever reaches %s may do everything", settings.host)
+        hosts = [settings.host, *by_commas(settings.allowed_hosts)]
+        app.add_middleware(same_origin.SameOrigin, hosts=hosts, origins=origins)
     app.add_middleware(middleware.Unexpected)
-    if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+    if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(traffic.Traffic, tally=app.state.tally)
     if tracer is not None:
@@ -183,6 +187,11 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.add_middleware(middleware.RequestId)
     app.state.routes = route_table.install(app, ROUTERS, native.DIRECT)
     return app
+
+
+def by_commas(given: str) -> list[str]:
+    """What a setting lists."""
+    return [part.strip() for part in given.split(",") if part.strip()]
 
 
 def tracer_of(settings: Settings) -> Tracer | None:

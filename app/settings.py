@@ -42,6 +42,11 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "", description="folders and hub names (org/*) that members may come from, by commas; empty: any"
     )
     cors_origins: str = Field("", description="origins whose pages may call, separated by commas; * is all of them")
+    allowed_hosts: str = Field(
+        "",
+        description="names, by commas, that a service without keys answers to beside addresses and localhost; "
+        "*.example.org takes all below it, * any",
+    )
     device: str = Field("auto", description="where weights live: auto (a GPU if there is one), cpu, cuda, cuda:1")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="what weights are stored as and computed in; float16 is for GPUs"

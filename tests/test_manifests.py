@@ -17,10 +17,11 @@ from servers import free_port, until
 
 from app import __main__ as command_line
 from app import __version__
+from app.api.same_origin import SameOrigin
 from app.api.server import FINISH_SECONDS
 from app.cache.private_redis import find_server
 from app.experiments.experiment_file import read_experiments
-from app.main import create_app
+from app.main import by_commas, create_app
 from app.models.bank import BankSpec
 from app.settings import Settings, variable
 
@@ -107,6 +108,19 @@ def test_probes_ask_what_the_service_answers_on_its_port(overlay: str) -> None:
         # Redis away or a long queue make a pod slower; being restarted would make it slower still.
         assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
         assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_answer_by_the_names_and_addresses_that_a_cluster_gives_them(overlay: str) -> None:
+    (settings,) = {m["data"]["TWEEN_ALLOWED_HOSTS"] for m in of_kind(overlay, "ConfigMap") if "TWEEN" in str(m["data"])}
+    door = SameOrigin(create_app, by_commas(settings), [])  # type: ignore[arg-type]  # nothing is called
+    services = [m["metadata"] for m in of_kind(overlay, "Service") if m["metadata"]["name"].startswith("tween")]
+    assert services
+    for service in services:
+        for suffix in ("", ".tween", ".tween.svc", ".tween.svc.cluster.local"):
+            assert door.answers_to(service["name"] + suffix), suffix
+    assert door.answers_to("10.0.0.7") and door.answers_to("fd00::7")  # as probes and Prometheus ask
+    assert not door.answers_to("tween.example.com")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -28,7 +28,7 @@ from app.api.native import REFUSALS
 from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.api.rights import needs
-from app.errors import BadData, NotDone
+from app.errors import BadData, NotDone, WrongContentType
 from app.search.dataset import NAMES
 from app.search.folds import FOLDS
 from app.search.jobs import Sweeps
@@ -38,7 +38,8 @@ from app.search.scores import CURVE_METRICS, METRICS
 from app.search.sweep_process import PLOT, RAMP
 from app.search.sweep_state import State, Status
 
-CSV_TYPES = ("text/csv", "application/csv", "text/plain")
+CSV_TYPES = ("text/csv", "application/csv")
+"""Not text/plain: any page may send that anywhere, without a preflight."""
 NAME = "data"
 """What the one data set is called that has no name."""
 
@@ -253,7 +254,10 @@ async def order_sweep(sweeps: TheSweeps, request: Request, response: Response) -
     """Have t chosen on labelled texts: JSON, or a CSV file and the rest in the query (`?variant=finance&folds=4`)."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in CSV_TYPES:
-        await json_only(request)
+        try:
+            await json_only(request)
+        except WrongContentType as error:
+            raise WrongContentType(f"{error}, or CSV with text/csv") from None
     body = await request.body()
     state = await sweeps.submit(await asyncio.to_thread(_order, body, kind, request))
     response.headers["Location"] = f"{request.url.path}/{state.id}"
