@@ -357,7 +357,8 @@ async def start_experiments(
 
     async def guardrails(name: str) -> list[str]:
         phases = await ledger.sums(name)
-        return await asyncio.to_thread(failing_guardrails, experiments.get(name).experiment, phases)
+        failing = await asyncio.to_thread(failing_guardrails, experiments.get(name).experiment, phases)
+        return [sentence for sentences in failing.values() for sentence in sentences]
 
     rollouts = Rollouts(experiments, engine.aliases, store, guardrails)
     bandits = Bandits(experiments, store, ledger.sums)

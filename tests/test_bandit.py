@@ -8,9 +8,10 @@ import pytest
 
 from app.experiments import bandit
 from app.experiments.experiment import DAY, Experiment
-from app.experiments.judgement import report
+from app.experiments.judgement import failing_arms, report
+from app.experiments.sums import PhaseSums
 from tests.simulations import follow
-from tests.units import binary_phase, halves, seconds_after
+from tests.units import binary_phase, halves, phase, seconds_after, successes
 
 RATES = {"a": 0.05, "b": 0.06, "c": 0.08, "d": 0.11}
 
@@ -80,6 +81,65 @@ def test_estimates_by_propensity_are_right_where_plain_means_are_not() -> None:
         assert abs(error) < 4 * spread, name
     error, spread = found.plain["a"]
     assert abs(error) > 10 * spread
+
+
+def guarded(*names: str) -> Experiment:
+    arms = [{"name": name, "recipe": "base", "share": 1 / len(names)} for name in names]
+    metrics = [{"name": "bought", "role": "primary"}, {"name": "complained", "role": "guardrail", "better": "lower"}]
+    made = {"arms": arms, "control": "a", "metrics": metrics, "mode": "bandit", "window": DAY}
+    return Experiment.model_validate(made)
+
+
+def complaining(counts: dict[str, tuple[int, int, int]]) -> PhaseSums:
+    """A phase from (units that bought, units that complained, units) by arm."""
+    arms = {
+        name: {"bought": successes(bought, units), "complained": successes(complained, units)}
+        for name, (bought, complained, units) in counts.items()
+    }
+    return phase(arms, {name: units for name, (_, _, units) in counts.items()}, halves(list(counts)), days=3)
+
+
+def test_a_guardrail_that_fails_in_a_bandit_is_said_first() -> None:
+    """Of b, the better arm, half complain; nobody of a does."""
+    tested, sums = guarded("a", "b"), [complaining({"a": (50, 0, 1_000), "b": (150, 500, 1_000)})]
+    found = report(tested, sums, seconds_after(9))
+    assert found.guardrail_failures == [found.sentence]
+    assert found.sentence.startswith("Guardrail complained fails: b is worse than a by 4")
+    assert [metric.metric for metric in found.metrics] == ["complained"]
+    assert found.metrics[0].comparisons[0].verdict == "worse"
+    assert failing_arms(tested, sums) == {"b": found.sentence}
+
+
+def test_guardrails_of_a_bandit_are_judged_within_phases() -> None:
+    """Complaints came in the second phase, in both arms alike; b had most of its units."""
+    even = complaining({"a": (100, 0, 1_000), "b": (100, 0, 1_000)})
+    busy = complaining({"a": (20, 100, 200), "b": (180, 900, 1_800)})
+    busy.phase = 2
+    assert failing_arms(guarded("a", "b"), [even, busy]) == {}
+
+
+def test_arms_that_are_left_out_get_nothing_and_others_share_the_rest() -> None:
+    phases, doses = sums(), {"a": 0.0, "b": 0.3, "c": 0.6, "d": 0.9}
+    for known in (None, doses):
+        shares = bandit.next_shares(experiment(), phases, seconds_after(9), known, left_out={"d"})
+        assert shares["d"] == 0 and shares["c"] > 0.8 and sum(shares.values()) == pytest.approx(1)
+        assert min(shares["a"], shares["b"]) >= bandit.FLOOR
+    warming = bandit.next_shares(experiment(), sums(units=20), seconds_after(9), left_out={"d"})
+    assert warming == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3, "d": 0})
+    alone = bandit.next_shares(experiment(), phases, seconds_after(9), doses, left_out={"b", "c", "d"})
+    assert alone == {"a": 1, "b": 0, "c": 0, "d": 0}
+
+
+def test_a_report_says_which_arm_is_left_out_even_when_it_would_fail_no_more() -> None:
+    tested, sums = guarded("a", "b", "c"), [complaining({n: (100, 20, 1_000) for n in "abc"})]
+    why = "Guardrail complained fails: b is worse than a by 1.0 to 9.0 points."
+    found = report(tested, sums, seconds_after(9), left_out={"b": why})
+    assert found.guardrail_failures == [why] and found.sentence.startswith(why)
+    assert any(warning.startswith("b gets no new units") for warning in found.warnings)
+    assert found.bandit is not None
+    standing = {arm.arm: arm for arm in found.bandit}
+    assert standing["b"].next_share == 0 and standing["b"].left_out and standing["b"].probability_best is None
+    assert standing["a"].probability_best is not None and not standing["a"].left_out
 
 
 def test_a_report_on_a_bandit_has_no_p_values() -> None:

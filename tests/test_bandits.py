@@ -128,6 +128,43 @@ def test_a_better_arm_gets_more_traffic_and_units_stay(pods: list[Service]) -> N
     assert abs(standing["firm"]["estimate"] - RATES["firm"]) < 0.15
 
 
+def test_an_arm_that_fails_a_guardrail_gets_no_more_units(pods: list[Service]) -> None:
+    """Long before a period is over; units that have it keep it, until people draw everybody anew."""
+    one, two = (pod.client for pod in pods)
+    guardrail = {"name": "complained", "role": "guardrail", "better": "lower"}
+    body = {**BANDIT, "metrics": [*BANDIT["metrics"], guardrail]}
+    put(one, **body)
+    until(lambda: get(two)["served"])
+    first = [f"early-{i}" for i in range(280)]
+    arms = ask(one, first[:140]) | ask(two, first[140:])
+    outcomes = [
+        {"unit": unit, "metric": "complained", "id": unit}
+        for number, (unit, arm) in enumerate(arms.items())
+        if arm == "firm" and number % 4
+    ]
+    assert two.post("/v1/experiments/tone/outcomes", json=outcomes).status_code == 202
+    until(lambda: shares(one) == shares(two) == {"mild": 1, "firm": 0})
+    until(lambda: get(one)["served"] and get(two)["served"])
+    assert set(ask(one, [f"late-{i}" for i in range(40)]).values()) == {"mild"}
+    assert ask(two, first) == arms
+    (entry, *_) = one.get("/v1/experiments/tone/audit").json()["audit"]
+    assert entry["by"] == "bandit" and list(entry["changes"]) == ["arms"]
+    assert entry["action"].startswith("left out firm: Guardrail complained fails: firm is worse than mild by ")
+    report = two.get("/v1/experiments/tone/report").json()
+    assert report["sentence"].startswith("Guardrail complained fails: firm is worse")
+    assert any(warning.startswith("firm gets no new units") for warning in report["warnings"])
+    assert get(one)["phases"][-1]["left_out"].keys() == {"firm"}
+
+    later(pods, 3)
+    before = get(one)["version"]
+    until(lambda: get(one)["version"] > before)
+    assert shares(one) == {"mild": 1, "firm": 0}, "a period later, too"
+    put(one, **body, salt="other")
+    assert get(one)["phases"][-1]["left_out"] == {}
+    time.sleep(0.2)  # for ten looks of each
+    assert shares(one) == {"mild": 0.5, "firm": 0.5}, "what was counted before is no evidence on what is drawn anew"
+
+
 def test_a_period_is_looked_at_once_by_all_pods_together(pods: list[Service]) -> None:
     put(pods[0].client, **BANDIT)
     until(lambda: get(pods[1].client)["served"])

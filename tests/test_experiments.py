@@ -70,7 +70,7 @@ def test_an_experiment_is_made_started_changed_and_stopped(pod: Callable[..., ht
     body = made.json()
     assert (body["version"], body["status"], body["phase"], body["by"]) == (1, "draft", 1, "ada")
     assert body["definition"]["arms"][1]["recipe"] == "angry@0.4" and body["served"] and body["shared"]
-    assert body["phases"] == [{"number": 1, "began": None, "shares": {"mild": 0.5, "firm": 0.5}}]
+    assert body["phases"] == [{"number": 1, "began": None, "shares": {"mild": 0.5, "firm": 0.5}, "left_out": {}}]
     assert met(client, "customer-1")["reason"] == "draft"
     started = step(client, "running").json()
     assert (started["status"], started["pods_asked"], started["pods_warm"]) == ("running", 1, 1)

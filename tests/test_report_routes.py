@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +24,8 @@ COUNTS = {"plain": (1000, 10_000), "warm": (1300, 10_000), "hot": (1100, 10_000)
 @dataclass
 class Known:
     experiment: Experiment
+    judged_from: int = 1
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class Definitions:

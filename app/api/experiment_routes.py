@@ -66,6 +66,7 @@ class PhaseReply(BaseModel):
     number: int
     began: datetime | None = Field(description="null: it has not been running yet")
     shares: dict[str, float]
+    left_out: dict[str, str] = Field(description="bandit: arms that get no new units, as a guardrail failed, and which")
 
 
 class ExperimentReply(BaseModel):
@@ -236,7 +237,9 @@ def _time(seconds: float) -> datetime:
 
 def _reply(experiments: Experiments, record: Record) -> ExperimentReply:
     phases = [
-        PhaseReply(number=p.number, began=None if p.began is None else _time(p.began), shares=p.shares)
+        PhaseReply(
+            number=p.number, began=None if p.began is None else _time(p.began), shares=p.shares, left_out=p.left_out
+        )
         for p in record.phases
     ]
     last = record.audit[-1]

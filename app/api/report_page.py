@@ -172,6 +172,8 @@ def _bandit(arms: Sequence[BanditArm]) -> str:
         if arm.interval is not None:
             estimate += f" ({arm.interval.low:.4g} to {arm.interval.high:.4g})"
         best = "warming up" if arm.probability_best is None else f"{100 * arm.probability_best:.1f} %"
+        if arm.left_out:
+            best = "gets no new units"
         loss = "" if arm.expected_loss is None else f"{arm.expected_loss:.4g}"
         rows.append([arm.arm, best, loss, estimate, f"{100 * arm.next_share:.1f} %"])
     note = "Estimates weigh each unit by 1 / the probability of its arm. No p-values: shares follow outcomes."

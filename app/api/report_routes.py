@@ -34,6 +34,14 @@ class Named(Protocol):
     @property
     def experiment(self) -> Experiment: ...
 
+    @property
+    def judged_from(self) -> int:
+        """The first phase that tells about what units meet now."""
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Of a bandit: arms that get no new units, and why."""
+
 
 class Definitions(Protocol):
     """`app.state.experiments`: what experiments are."""
@@ -69,10 +77,11 @@ async def get_report(
     format: Annotated[Literal["json", "html"], Query(description="html: a page to look at")] = "json",
 ) -> Report | HTMLResponse:
     """Lift on control with intervals that stay valid as it is looked at daily, and whether to trust it."""
-    experiment = experiments.get(name).experiment
-    phases = await ledger.sums(name)
+    record = experiments.get(name)
+    experiment, recipes = record.experiment, _recipes(engine.cookbook, record.experiment)
+    phases = [phase for phase in await ledger.sums(name) if phase.phase >= record.judged_from]
     # Bounds and draws take some milliseconds of numpy, which requests should not wait for.
-    made = await asyncio.to_thread(report, experiment, phases, time.time(), _recipes(engine.cookbook, experiment))
+    made = await asyncio.to_thread(report, experiment, phases, time.time(), recipes, record.left_out)
     return HTMLResponse(page(name, made)) if format == "html" else made
 
 

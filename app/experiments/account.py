@@ -133,6 +133,7 @@ class BanditArm(_Figures):
     probability_best: float | None = Field(description="null during warm-up")
     expected_loss: float | None
     next_share: float
+    left_out: bool = Field(False, description="a guardrail failed, so it gets no new units")
 
 
 class Report(_Figures):

@@ -8,12 +8,14 @@ had more of a good week. Units stay with the arm they met first; that is the bus
 
 No p-values here: choosing shares by outcomes biases plain means (arXiv 1708.01977). The estimates weigh each unit by
 1 / the probability with which it got its arm, which takes that out.
+
+Arms whose guardrail has failed are left out: they get no new units, whatever else they do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -47,12 +49,15 @@ def standings(
     now: float,
     doses: Mapping[str, float] | None = None,
     seed: int = 0,
+    left_out: Collection[str] = (),
 ) -> dict[str, Standing] | None:
-    """By arm; None during warm-up, or if there is no metric. `doses` by arm makes t a dose."""
+    """By arm that is not left out; None during warm-up, or if there is no metric. `doses` by arm makes t a dose."""
     metric = decisive(experiment)
     if metric is None:
         return None
-    arms = [arm.name for arm in experiment.shown]
+    arms = [arm.name for arm in experiment.shown if arm.name not in left_out]
+    if len(arms) == 1:
+        return {arms[0]: Standing(1.0, 0.0)}
     cells = mature_cells(experiment, phases, metric, now)
     units = {name: sum(cell.units for cell in cells if cell.arm == name) for name in arms}
     if min(units.values()) < WARM_UP:
@@ -74,13 +79,27 @@ def next_shares(
     now: float,
     doses: Mapping[str, float] | None = None,
     seed: int = 0,
+    left_out: Collection[str] = (),
 ) -> dict[str, float]:
-    """Shares for the next period, by arm: floor + (1 - arms x floor) x probability best; as they are during warm-up."""
-    known = standings(experiment, phases, now, doses, seed)
+    """Shares for the next period, by arm: floor + (1 - arms x floor) x probability best; as they are during warm-up. An
+    arm that is left out has 0."""
+    known = standings(experiment, phases, now, doses, seed, left_out)
     if known is None:
-        return {arm.name: arm.share for arm in experiment.shown}
+        return shares_without(experiment, left_out)
     floor = min(FLOOR, 1 / len(known))
-    return {name: floor + (1 - len(known) * floor) * standing.probability_best for name, standing in known.items()}
+    shares = {name: floor + (1 - len(known) * floor) * standing.probability_best for name, standing in known.items()}
+    return {arm.name: shares.get(arm.name, 0.0) for arm in experiment.shown}
+
+
+def shares_without(experiment: Experiment, left_out: Collection[str]) -> dict[str, float]:
+    """Shares as they are, what arms had that are left out going to the others in proportion."""
+    shares = {arm.name: arm.share for arm in experiment.shown}
+    if not left_out:
+        return shares
+    others = {name: share for name, share in shares.items() if name not in left_out}
+    whole = sum(others.values())
+    found = {name: share / whole if whole else 1 / len(others) for name, share in others.items()}
+    return {name: found.get(name, 0.0) for name in shares}
 
 
 def decisive(experiment: Experiment) -> Metric | None:
@@ -134,8 +153,8 @@ def _draws(
     cells: Sequence[Cell], arms: Sequence[str], doses: Mapping[str, float] | None, random: np.random.Generator
 ) -> NDArray[np.float64] | None:
     """Draws of each arm's effect, up to a level that all share; (DRAWS, arms)."""
-    rows = dose_rows(doses) if doses else arm_rows(arms)
-    found = fit(cells, rows)
+    rows = dose_rows(doses) if doses else arm_rows(arms)  # a curve learns from arms that are left out, too
+    found = fit([cell for cell in cells if cell.arm in rows], rows)
     if found is None or not np.any(found.covariance):
         return None
     effects: NDArray[np.float64] = found.draws(DRAWS, random) @ np.array([rows[name] for name in arms]).T

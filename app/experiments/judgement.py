@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from app.experiments import bandit, mismatch, plain_words, power
 from app.experiments.account import ArmFigures, BanditArm, MetricReport, Outlook, Report, SampleRatio, Span
@@ -26,25 +26,34 @@ MANY_WITHOUT = 0.2
 
 
 def report(
-    experiment: Experiment, phases: Sequence[PhaseSums], now: float, recipes: Mapping[str, Recipe | Auto] | None = None
+    experiment: Experiment,
+    phases: Sequence[PhaseSums],
+    now: float,
+    recipes: Mapping[str, Recipe | Auto] | None = None,
+    left_out: Mapping[str, str] | None = None,
 ) -> Report:
     """What the sums say at `now` (seconds since 1970). With the recipe of each arm, arms that are t's of one variant
-    get a curve over t."""
+    get a curve over t. `left_out` says which arms of a bandit get no new units, and which guardrail failed when that
+    was decided."""
+    left_out = left_out or {}
     doses = doses_of({arm.name: recipes[arm.name] for arm in experiment.shown}) if recipes else None
     by_day = _units_by_day(experiment, phases)
     units = sum(_units(phases, arm.name) for arm in experiment.shown)
     looks = _looks(experiment.planned_units, by_day, units)
     context = Context(experiment, phases, looks, bandit.decisive(experiment), doses)
-    metrics = [compare(context, metric) for metric in experiment.metrics] if experiment.mode == "test" else []
-    metrics = with_holm(metrics)
+    # Shares that follow outcomes bend a test of those outcomes, but not one of what harm arms do within a phase.
+    judged = [m for m in experiment.metrics if experiment.mode == "test" or m.role == "guardrail"]
+    metrics = with_holm([compare(context, metric) for metric in judged])
     outlook = _outlook(experiment, metrics, by_day, units, looks)
     metrics = [_spoken(experiment.control, metric, outlook) for metric in metrics]
-    failures = _failures(experiment.control, metrics)
+    failing = _failures(experiment.control, metrics)
+    failures = [sentence for sentences in failing.values() for sentence in sentences]
+    failures += [why for arm, why in left_out.items() if arm not in failing]
     ratio = _sample_ratio(experiment, phases)
     arms = [_figures(experiment, phases, arm.name) for arm in experiment.arms]
     deciding = next((metric for metric in metrics if metric.decides), None)
-    standing = _standing(experiment, phases, now, doses) if experiment.mode == "bandit" else None
-    if standing and context.deciding and units:
+    standing = _standing(experiment, phases, now, doses, left_out) if experiment.mode == "bandit" else None
+    if standing and context.deciding and units and not failures:
         sentence = plain_words.bandit_sentence(standing, context.deciding.name)
     else:
         sentence = plain_words.sentence_of(experiment.control, arms, ratio, failures, deciding, outlook)
@@ -60,15 +69,20 @@ def report(
         sample_ratio=ratio,
         outlook=outlook,
         bandit=standing,
-        warnings=_warnings(phases, arms, metrics, outlook),
+        warnings=[*map(plain_words.left_out_warning, left_out), *_warnings(phases, arms, metrics, outlook)],
     )
 
 
-def failing_guardrails(experiment: Experiment, phases: Sequence[PhaseSums]) -> list[str]:
-    """A sentence for each guardrail and arm that fails now, as in the report, without the rest of it."""
+def failing_guardrails(experiment: Experiment, phases: Sequence[PhaseSums]) -> dict[str, list[str]]:
+    """By arm that fails now, a sentence for each of its guardrails, as in the report, without the rest of it."""
     context = Context(experiment, phases, (), bandit.decisive(experiment), None)
     guardrails = [compare(context, metric) for metric in experiment.metrics if metric.role == "guardrail"]
     return _failures(experiment.control, guardrails)
+
+
+def failing_arms(experiment: Experiment, phases: Sequence[PhaseSums]) -> dict[str, str]:
+    """Arms with a guardrail that fails now, and the first sentence about it."""
+    return {arm: sentences[0] for arm, sentences in failing_guardrails(experiment, phases).items()}
 
 
 def _units(phases: Sequence[PhaseSums], arm: str) -> int:
@@ -154,22 +168,25 @@ def _spoken(control: str, metric: MetricReport, outlook: Outlook) -> MetricRepor
     return metric.model_copy(update={"sentence": spoken})
 
 
-def _failures(control: str, metrics: Sequence[MetricReport]) -> list[str]:
-    return [
-        plain_words.failure_sentence(control, metric, one)
-        for metric in metrics
-        if metric.role == "guardrail"
-        for one in metric.comparisons
-        if one.verdict == "worse"
-    ]
+def _failures(control: str, metrics: Sequence[MetricReport]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for metric in metrics:
+        for one in metric.comparisons:
+            if metric.role == "guardrail" and one.verdict == "worse":
+                found.setdefault(one.arm, []).append(plain_words.failure_sentence(control, metric, one))
+    return found
 
 
 def _standing(
-    experiment: Experiment, phases: Sequence[PhaseSums], now: float, doses: Mapping[str, float] | None
+    experiment: Experiment,
+    phases: Sequence[PhaseSums],
+    now: float,
+    doses: Mapping[str, float] | None,
+    left_out: Collection[str],
 ) -> list[BanditArm]:
     metric = bandit.decisive(experiment)
-    known = bandit.standings(experiment, phases, now, doses) or {}
-    shares = bandit.next_shares(experiment, phases, now, doses)
+    known = bandit.standings(experiment, phases, now, doses, left_out=left_out) or {}
+    shares = bandit.next_shares(experiment, phases, now, doses, left_out=left_out)
     found = []
     for arm in experiment.shown:
         sums = [phase.arms[arm.name] for phase in phases if arm.name in phase.arms]
@@ -190,6 +207,7 @@ def _standing(
                 probability_best=standing.probability_best if standing else None,
                 expected_loss=standing.expected_loss if standing else None,
                 next_share=shares[arm.name],
+                left_out=arm.name in left_out,
             )
         )
     return found

@@ -44,6 +44,13 @@ def bandit_sentence(arms: Sequence[BanditArm], metric: str) -> str:
     return f"{best.arm} is the best arm for {metric} with a probability of {100 * best.probability_best:.0f} %."
 
 
+def left_out_warning(arm: str) -> str:
+    return (
+        f"{arm} gets no new units since its guardrail failed; units that drew it keep it until the experiment is "
+        "paused, or another salt, recipe or list of arms draws everybody anew"
+    )
+
+
 def metric_sentence(control: str, metric: MetricReport, outlook: Outlook | None = None) -> str:
     """Each arm against control; the undecided ones are said to be so."""
     if not metric.comparisons:

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import ExperimentConflict
+from app.experiments.bandit import shares_without
 from app.experiments.experiment import Experiment, Status
 from app.experiments.rollout import Rollout
 
@@ -52,6 +53,9 @@ class Phase(_Part):
     era: int | None = Field(
         default=None, description="bandit: the phase since which units keep their arm; null: this one"
     )
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="bandit: arms that get no new units, and the guardrail that failed"
+    )
 
 
 class Record(_Part):
@@ -84,6 +88,30 @@ class Record(_Part):
         """The phase since which people have not changed who meets what; through these, units of a bandit keep their
         arm."""
         return self.phases[-1].era or self.phase
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Of a bandit: arms that get no new units, and why, in a sentence."""
+        return self.phases[-1].left_out
+
+    @property
+    def judged_from(self) -> int:
+        """The first phase that tells about what units meet now: of a bandit, that since which people have not changed
+        it; of a rollout, the present one, as those before it brought other recipes behind the alias."""
+        if self.rollout is not None:
+            return self.phase
+        return self.era if self.experiment.mode == "bandit" else 1
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether it is a running bandit with an arm that a guardrail may still leave out."""
+        return (
+            self.experiment.mode == "bandit"
+            and self.status == "running"
+            and self.has_begun
+            and any(metric.role == "guardrail" for metric in self.experiment.metrics)
+            and any(arm.name not in {self.experiment.control, *self.left_out} for arm in self.experiment.shown)
+        )
 
     def is_due(self, now: float) -> bool:
         """Whether it is a bandit whose shares are to be worked out."""
@@ -160,9 +188,23 @@ class Record(_Part):
         new = _with_shares(self.experiment, shares)
         if new == self.experiment:
             return self.model_copy(update={"version": self.version + 1, "looked": now})
-        after = self._with(new, by, "worked out shares", now)
-        *past, phase = after.phases
-        return after.model_copy(update={"phases": (*past, phase.model_copy(update={"era": self.era})), "looked": now})
+        after = self._with(new, by, "worked out shares", now)._of_one_era(self.era, self.left_out)
+        return after.model_copy(update={"looked": now})
+
+    def without(self, failing: Mapping[str, str], by: str) -> Record:
+        """The record of a bandit that gives no more units to these arms, with the sentence that says why; in a new
+        phase of the same era."""
+        left_out = {**self.left_out, **failing}
+        new = _with_shares(self.experiment, shares_without(self.experiment, left_out))
+        action = "; ".join(f"left out {arm}: {why}" for arm, why in failing.items())
+        return self._with(new, by, action)._of_one_era(self.era, left_out)
+
+    def _of_one_era(self, era: int, left_out: Mapping[str, str]) -> Record:
+        """With a last phase that units do not draw anew in."""
+        *past, phase = self.phases
+        return self.model_copy(
+            update={"phases": (*past, phase.model_copy(update={"era": era, "left_out": dict(left_out)}))}
+        )
 
     def _check_step(self, status: Status) -> None:
         now = self.status
