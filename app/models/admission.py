@@ -81,8 +81,13 @@ def doubts_about_files(base: Files, variant: Files) -> list[str]:
     return found
 
 
-def doubts_about_labels(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> list[str]:
-    """Labels of base and variant that have no names of their own."""
+def doubts_about_labels(
+    ours: Sequence[str] | None, theirs: Sequence[str] | None, foreign: str | None = None
+) -> list[str]:
+    """Labels of base and variant that have no names of their own; `foreign` is the class that a variant was saved from
+    that is no sequence classifier."""
+    if theirs is None and foreign is not None and "For" in foreign:
+        return [foreign_head(foreign)]
     if theirs is None:
         return ["it has no classification head: the mean of the other members' is used"]
     if ours is not None and all(PLACEHOLDER.fullmatch(label) for label in theirs):
@@ -104,6 +109,11 @@ def doubts_about_tokenizers(base: PreTrainedTokenizerFast, variant: PreTrainedTo
     if ("token_type_ids" in variant.model_input_names) != ("token_type_ids" in base.model_input_names):
         found.append("its tokenizer and the base's differ in whether a pair's texts have types: the base's are used")
     return found
+
+
+def foreign_head(name: str) -> str:
+    """What is said of a member that was saved as a class that is no sequence classifier."""
+    return f"it was saved as {name}, whose head means something else: the mean of the other members' heads is used"
 
 
 def doubts_about_weights(arena: Arena, products: Tensor) -> dict[str, list[str]]:

@@ -25,16 +25,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from app.errors import BadBank
 from app.models import admission
 from app.models.architectures import architecture_of
-from app.models.checkpoint import (
-    Checkpoint,
-    Source,
-    is_headless,
-    label_names,
-    problem_type,
-    read_checkpoint,
-    read_config,
-)
+from app.models.checkpoint import Checkpoint, Source, read_checkpoint, read_head
+from app.models.configuration import problem_type, read_config
 from app.models.network import Network, output_layer
+from app.models.token_range import check_token_ids
 from app.weights import geometry
 from app.weights.arena import BASE, Arena
 from app.weights.layout import Layout
@@ -204,11 +198,15 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     configs = {name: read_config(name, folder) for name, folder in folders.items()}
     for name in spec.variants:
         _check_architecture(name, configs[BASE], configs[name])
-    labels = _common_labels(configs)
+    heads = {name: read_head(name, folder) for name, folder in folders.items()}
+    labels = _common_labels(configs, {name: head for name, head in heads.items() if head is not None})
 
-    base = read_checkpoint(BASE, folders[BASE], labels)
+    base = read_checkpoint(BASE, folders[BASE], labels, heads[BASE] is not None)
     if base.tokenizer is None:
         raise BadBank(f"base: {folders[BASE]} holds no tokenizer")
+    check_token_ids(BASE, base.tokenizer, configs[BASE])
+    if base.labels is None and base.foreign is not None and "For" in base.foreign:
+        log.warning("%s: %s", BASE, admission.foreign_head(base.foreign))
     architecture = architecture_of(configs[BASE])
     shapes = [(name, tuple(p.shape)) for name, p in base.model.named_parameters()]
     layout = Layout(shapes, architecture.blocks if architecture else ())
@@ -219,12 +217,12 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     arena.add(BASE, base.tensors)
     files, doubts = admission.look_at(folders[BASE]), dict[str, list[str]]()
     for name in spec.variants:
-        variant = read_checkpoint(name, folders[name], labels)
+        variant = read_checkpoint(name, folders[name], labels, heads[name] is not None)
         _check_tensors(variant, layout)
         if variant.tokenizer is not None:
             _check_tokenizer(name, base.tokenizer, variant.tokenizer)
         doubts[name] = [
-            *admission.doubts_about_labels(base.labels, variant.labels),
+            *admission.doubts_about_labels(base.labels, variant.labels, variant.foreign),
             *admission.doubts_about_tokenizers(base.tokenizer, variant.tokenizer),
             *admission.doubts_about_files(files, admission.look_at(folders[name])),
         ]
@@ -236,7 +234,8 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
             raise BadBank(f"no member holds {parameter}; at least one must be a trained classifier")
     arena.share({parameter: frozenset(having) for parameter, having in owners.items()})
 
-    base.model.config.problem_type = next(c for c in configs.values() if not is_headless(c)).problem_type
+    base.model.config.problem_type = next(configs[n] for n, head in heads.items() if head is not None).problem_type
+    base.model.config.name_or_path = ""  # a path of this machine is nobody's business
     base.model.config.id2label = dict(enumerate(labels))
     base.model.config.label2id = {label: index for index, label in enumerate(labels)}
     base.model.to(device)  # type: ignore[arg-type]  # its decorator loses the signature
@@ -290,21 +289,20 @@ def _check_architecture(name: str, base: PreTrainedConfig, variant: PreTrainedCo
             )
 
 
-def _common_labels(configs: Mapping[str, PreTrainedConfig]) -> list[str]:
-    """The label names in the base's order (the first variant's, where the base has no head)."""
-    with_head = {name: config for name, config in configs.items() if not is_headless(config)}
-    if not with_head:
+def _common_labels(configs: Mapping[str, PreTrainedConfig], heads: Mapping[str, list[str]]) -> list[str]:
+    """The label names in the base's order (the first variant's, where the base has no head); `heads` has the labels of
+    each member's own head."""
+    if not heads:
         raise BadBank("no member is a sequence classifier; at least one must have a trained head")
-    first, *others = with_head
-    labels = label_names(with_head[first])
+    first, *others = heads
+    labels = heads[first]
     if len({label.casefold() for label in labels}) != len(labels):
         raise BadBank(f"{first}: two labels have the same name: {', '.join(labels)}")
-    kind = problem_type(with_head[first])
+    kind = problem_type(configs[first])
     for name in others:
-        theirs = label_names(with_head[name])
-        _label_order(name, theirs, labels, first)
-        if problem_type(with_head[name]) != kind:
-            raise BadBank(f"{name}: problem_type is {problem_type(with_head[name])}, {first}'s is {kind}")
+        _label_order(name, heads[name], labels, first)
+        if problem_type(configs[name]) != kind:
+            raise BadBank(f"{name}: problem_type is {problem_type(configs[name])}, {first}'s is {kind}")
     return labels
 
 

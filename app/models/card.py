@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from app.errors import BadBank
 from app.models.architectures import architecture_of
 from app.models.bank import Bank
-from app.models.checkpoint import SERVED
+from app.models.configuration import SERVED, config_of
 from app.models.network import Network
+from app.models.token_range import check_token_ids
 from app.weights.arena import Arena
 from app.weights.layout import Layout
 
@@ -109,15 +110,17 @@ def _body(card: bytes) -> dict[str, Any]:
 def _bank(body: Mapping[str, Any], device: torch.device) -> Bank:
     if body["config"]["model_type"] not in SERVED:
         raise ValueError("an architecture that is not served")
-    config = AutoConfig.for_model(**body["config"])
+    config = config_of(body["config"])
     shapes = [(name, tuple(shape)) for name, shape in body["shapes"]]
     architecture = architecture_of(config)
     layout = Layout(shapes, architecture.blocks if architecture else ())
     buffers = {name: _unpacked(values) for name, values in body["buffers"].items()}
+    tokenizer = _tokenizer(body)
+    check_token_ids("base", tokenizer, config)
     return Bank(
         Arena(layout, body["variants"], device, DTYPES[body["dtype"]], members=False),
         Network(config, layout, body["architecture"], body["ties"], buffers),
-        _tokenizer(body),
+        tokenizer,
         body["labels"],
         body["sources"],
         body["fingerprint"],

@@ -22,7 +22,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -31,6 +30,8 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import BadBank
+from app.models.configuration import first_line, foreign_architecture, label_names, read_config
+from app.models.network import attention_of, output_layer
 from app.models.weight_file import check_weight_file
 from app.weights.layout import Layout
 
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-SERVED = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "deberta-v2", "modernbert")
-"""Values of `model_type` whose blends are tested against transformers."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast | None
     missing: frozenset[str]
+    has_head: bool
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -111,58 +111,55 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str] | None:
-        """Label names in the order of the logits; None for an encoder without a head."""
-        return None if is_headless(self.model.config) else label_names(self.model.config)
+        """Label names in the order of the logits; None without a head of its own."""
+        return label_names(self.model.config) if self.has_head else None
+
+    @property
+    def foreign(self) -> str | None:
+        """The class that it was saved from, where that is no sequence classifier."""
+        return foreign_architecture(self.model.config)
 
 
-def read_config(member: str, folder: Path) -> PreTrainedConfig:
-    """The model's configuration; raises `BadBank` if it is absent, broken, or of a kind not served."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadBank(f"{member}: {folder} holds no config.json")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
-        if kind not in SERVED:
-            raise BadBank(f"{member}: model_type is {kind!r}; served: {', '.join(SERVED)}")
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, AttributeError, OSError) as error:
-        raise BadBank(f"{member}: {path} cannot be read: {error}") from error
-    return config
+def read_head(member: str, folder: Path) -> list[str] | None:
+    """The labels of the member's own classification head, in its order; None if it has none of ours.
 
-
-def label_names(config: PreTrainedConfig) -> list[str]:
-    """Label names in the order of the logits."""
-    names: dict[int, str] = config.id2label  # type: ignore[assignment]  # transformers makes the keys int
-    return [names[index] for index in sorted(names)]
-
-
-def is_headless(config: PreTrainedConfig) -> bool:
-    """Whether the folder holds a bare encoder, whose classification head would be random."""
-    return not any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-
-
-def problem_type(config: PreTrainedConfig) -> str:
-    """What the logits mean: `single_label_classification`, `multi_label_classification` or `regression`.
-
-    A configuration that does not say is read as transformers reads it when it trains.
+    It has one if config.json says that a sequence classifier was saved, and if it says nothing, if the weights hold the
+    layer that gives the logits. The head of another class is none, even where its parameters are called like ours.
     """
-    default = "regression" if len(label_names(config)) == 1 else "single_label_classification"
-    kind: str | None = config.problem_type
-    return kind or default
+    config = read_config(member, folder)
+    if foreign_architecture(config) is not None:
+        return None
+    if not config.architectures:
+        _check_files(member, folder)
+        model, report = _load(member, folder, config)
+        if set(_logits_of(model)) <= report["missing_keys"]:
+            return None
+    return label_names(config)
 
 
-def read_checkpoint(member: str, folder: Path, labels: list[str]) -> Checkpoint:
-    """Read the weights of a member whose head, if it has one, gives these labels (in its own order).
+def read_checkpoint(member: str, folder: Path, labels: list[str], has_head: bool) -> Checkpoint:
+    """Read the weights of a member; `labels` are those that its head gives (in its own order) or, where it has none,
+    is to have.
 
     Raises `BadBank` for pickles, broken or incomplete files, and numbers that are not finite.
     """
     _check_files(member, folder)
     config = read_config(member, folder)
-    if is_headless(config):
+    if not has_head:
         # Without this, transformers would give it a head of two labels named LABEL_0 and LABEL_1.
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+    model, report = _load(member, folder, config)
+    missing = _missing(member, model, report, has_head)
+    checkpoint = Checkpoint(member, folder, model.eval(), read_tokenizer(member, folder, config), missing, has_head)
+    for name, tensor in checkpoint.tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadBank(f"{member}: {name} holds a number that is not finite")
+    return checkpoint
+
+
+def _load(member: str, folder: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model that transformers makes of a folder's weights, and its report of what did not fit."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -173,28 +170,24 @@ def read_checkpoint(member: str, folder: Path, labels: list[str]) -> Checkpoint:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # the report tells which, and _check_report refuses
+            attn_implementation=attention_of(config),
+            ignore_mismatched_sizes=True,  # the report tells which, and _missing refuses
             output_loading_info=True,
         )
-    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise BadBank(f"{member}: {folder} cannot be loaded: {_first_line(error)}") from error
-    _check_report(member, model, report)
-    missing = frozenset(report["missing_keys"])
-    checkpoint = Checkpoint(member, folder, model.eval(), read_tokenizer(member, folder), missing)
-    for name, tensor in checkpoint.tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise BadBank(f"{member}: {name} holds a number that is not finite")
-    return checkpoint
+    except Exception as error:  # values of config.json that make no model fail in many ways
+        raise BadBank(f"{member}: {folder} cannot be loaded: {first_line(error)}") from error
+    return model, report
 
 
-def read_tokenizer(member: str, folder: Path) -> PreTrainedTokenizerFast | None:
-    """The folder's tokenizer; None if it holds none (a variant may leave it to the base)."""
+def read_tokenizer(member: str, folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerFast | None:
+    """The folder's tokenizer; None if it holds none (a variant may leave it to the base). Without `config`, that of the
+    folder is read."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise BadBank(f"{member}: the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+        raise BadBank(f"{member}: the tokenizer in {folder} cannot be read: {first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BadBank(f"{member}: the tokenizer in {folder} has no tokenizer.json; save it with a fast tokenizer")
     return tokenizer
@@ -250,7 +243,7 @@ def _check_files(member: str, folder: Path) -> None:
             with safe_open(path, framework="pt"):
                 pass
         except (SafetensorError, ValueError, OSError) as error:
-            raise BadBank(f"{member}: {path} is not a sound safetensors file: {_first_line(error)}") from error
+            raise BadBank(f"{member}: {path} is not a sound safetensors file: {first_line(error)}") from error
 
 
 def _check_index(member: str, folder: Path) -> None:
@@ -262,29 +255,32 @@ def _check_index(member: str, folder: Path) -> None:
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
         strangers = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadBank(f"{member}: {path} cannot be read: {_first_line(error)}") from error
+        raise BadBank(f"{member}: {path} cannot be read: {first_line(error)}") from error
     if strangers:
         raise BadBank(f"{member}: {path} names {strangers[0]!r}, which is no safetensors file in this folder")
 
 
-def _check_report(member: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Refuse what transformers would only report: missing weights become random numbers."""
+def _missing(member: str, model: PreTrainedModel, report: dict[str, Any], has_head: bool) -> frozenset[str]:
+    """Parameters that this member does not have: those of a head that is not its own. Raises `BadBank` for what
+    transformers would only report: other missing weights become random numbers."""
     encoder = model.base_model_prefix + "."
-    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
+    head = frozenset() if has_head else frozenset(n for n, _ in model.named_parameters() if not n.startswith(encoder))
+    mismatched = {str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]} - head
     if mismatched:
-        raise BadBank(f"{member}: {mismatched[0]} has another shape than config.json says")
-    headless = is_headless(model.config)
-    lost = sorted(
-        name for name in report["missing_keys"] if not headless or (name.startswith(encoder) and ".pooler." not in name)
-    )
+        raise BadBank(f"{member}: {min(mismatched)} has another shape than config.json says")
+    missing = frozenset(report["missing_keys"]) | head
+    lost = {name for name in missing - head if has_head or ".pooler." not in name}
     if lost:
-        raise BadBank(f"{member}: the weights lack {lost[0]}, which config.json promises")
+        raise BadBank(f"{member}: the weights lack {min(lost)}, which config.json promises")
     surplus = sorted(
         name for name in report["unexpected_keys"] if name.startswith(encoder) and "position_ids" not in name
     )
     if surplus:
         raise BadBank(f"{member}: the weights hold {surplus[0]}, which config.json does not know")
+    return missing
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _logits_of(model: PreTrainedModel) -> list[str]:
+    """The parameters of the layer that gives the logits."""
+    layer = output_layer(model, len(label_names(model.config)))
+    return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] == layer]

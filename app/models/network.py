@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
@@ -75,7 +75,9 @@ class Network:
         """The model that all others are made from."""
         if self._template is None:
             with no_init_weights():  # its memory is never touched: the parameters will be views
-                model = AutoModelForSequenceClassification.from_config(self.config)
+                model = AutoModelForSequenceClassification.from_config(
+                    self.config, trust_remote_code=False, attn_implementation=attention_of(self.config)
+                )
             for name, values in self._buffers.items():
                 owner, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, torch.from_numpy(values).to(device))
@@ -88,6 +90,13 @@ class Network:
         state["_buffers"] = self.buffers
         state["_template"] = None
         return state
+
+
+def attention_of(config: PreTrainedConfig) -> str:
+    """The attention to run an architecture with: torch's own where transformers can, else its plain form. It is always
+    named, because what a config.json names may be a kernel on the hub."""
+    model = cast(type[PreTrainedModel], MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 def output_layer(model: PreTrainedModel, labels: int) -> str:
