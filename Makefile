@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint bench soak chaos fuzz lock rules image audit clean
+.PHONY: demo test lint docs coverage bench soak chaos fuzz lock rules image audit clean
 
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
@@ -18,10 +18,18 @@ demo: .venv/demo
 test: lint .venv/policy/bin/checkov .venv/debian
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
+# Before every commit as well: .venv/bin/pre-commit install
 lint: .venv/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/pre-commit run --all-files
 	$(BIN)/mypy
+
+# The site, in site/. Strict: a dead link fails.
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Which lines no test runs; fails below the floor. Processes that tests start are not measured.
+coverage: .venv/dev
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report term --cov-fail-under 85
 
 bench: .venv/dev .venv/bench
 	$(BIN)/python -m tests.bench
