@@ -12,8 +12,10 @@ from scipy.stats import chi2
 
 from app.experiments import bandit, mismatch
 from app.experiments.experiment import DAY, Experiment
+from app.experiments.judgement import judge
+from app.experiments.record import Record
 from app.experiments.sums import PhaseSums
-from tests.units import FIRST, binary_phase, seconds_after
+from tests.units import FIRST, binary_phase, phase, seconds_after, successes
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +45,63 @@ def peek(
     first = np.where(outside.any(axis=1), outside.argmax(axis=1) + 1, days)
     covered = (np.abs(q - p - lift) <= reach).all(axis=1)
     return Peeking(float(outside.any(axis=1).mean()), float(covered.mean()), float(first.mean()))
+
+
+def moved_plan(amend: bool, runs: int = 100, days: int = 10, per_day: int = 400, seed: int = 4) -> float:
+    """The share of runs in which a report finds a difference of two equal arms, where the planned end is moved to
+    "now" before each daily look. With `amend` as a service does it; without, as if nothing knew of the changes."""
+    random, found = np.random.default_rng(seed), 0
+    for _ in range(runs):
+        counts = random.binomial(per_day, 0.1, (2, days)).cumsum(axis=1)
+        record = Record(name="tone").defined(_two_arms(100 * days * per_day), None).at("running", None)
+        latched: dict[str, str] = {}
+        verdicts = set()
+        for day in range(1, days + 1):
+            record = record.defined(_two_arms(2 * per_day * day), None)
+            sums = binary_phase(
+                {name: (int(counts[i][day - 1]), per_day * day) for i, name in enumerate("ab")},
+                {"a": 0.5, "b": 0.5},
+                days=day,
+            )
+            amendments = record.amendments if amend else ()
+            made, fresh = judge(record.experiment, [sums], seconds_after(day), amendments=amendments, latched=latched)
+            latched |= fresh if amend else {}
+            verdicts |= {one.verdict for one in made.metrics[0].comparisons}
+        found += bool(verdicts & {"better", "worse"})
+    return found / runs
+
+
+def swapped_metric(amend: bool, runs: int = 100, days: int = 10, per_day: int = 400, seed: int = 5) -> float:
+    """The share of runs in which a report finds a difference of two equal arms in its primary metric, which before each
+    daily look becomes that of five that differs most. With `amend` as a service does it."""
+    random, found, planned = np.random.default_rng(seed), 0, 2 * days * per_day
+    names = [f"m{i}" for i in range(5)]
+    for _ in range(runs):
+        counts = random.binomial(per_day, 0.1, (2, 5, days)).cumsum(axis=2)
+        record = Record(name="tone").defined(_two_arms(planned, names, "m0"), None).at("running", None)
+        latched: dict[str, str] = {}
+        is_found = False
+        for day in range(1, days + 1):
+            now = counts[:, :, day - 1]
+            primary = names[int(np.abs(now[1] - now[0]).argmax())]
+            record = record.defined(_two_arms(planned, names, primary), None)
+            units = {"a": per_day * day, "b": per_day * day}
+            arms = {
+                a: {m: successes(int(now[i][k]), units[a]) for k, m in enumerate(names)} for i, a in enumerate("ab")
+            }
+            amendments = record.amendments if amend else ()
+            sums = phase(arms, units, {"a": 0.5, "b": 0.5}, days=day)
+            made, fresh = judge(record.experiment, [sums], seconds_after(day), amendments=amendments, latched=latched)
+            latched |= fresh if amend else {}
+            is_found |= made.metrics[names.index(primary)].comparisons[0].verdict in ("better", "worse")
+        found += is_found
+    return found / runs
+
+
+def _two_arms(planned: int, metrics: Sequence[str] = ("bought",), primary: str = "bought") -> Experiment:
+    arms = [{"name": name, "recipe": "base", "share": 0.5} for name in "ab"]
+    measured = [{"name": name, "role": "primary" if name == primary else "secondary"} for name in metrics]
+    return Experiment.model_validate({"arms": arms, "control": "a", "metrics": measured, "planned_units": planned})
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,20 @@ def test_experiments_of_a_layer_hold_ranges_that_do_not_meet(pod: Callable[..., 
     put(client, "d", layer={"name": "checkout", "high": 0.5})
 
 
+def test_what_is_counted_stays_and_what_decides_is_amended(pod: Callable[..., httpx.Client]) -> None:
+    client = pod()
+    spent = {"name": "spent", "kind": "continuous"}
+    put(client, metrics=[spent], planned_units=1_000, status="running")
+    redefined = client.put("/v1/experiments/tone", json=definition(metrics=[{**spent, "kind": "count"}]))
+    assert "with kind 'continuous', which stays; give the new metric another name" in detail(redefined, 409)
+    shorter = client.put("/v1/experiments/tone", json=definition(metrics=[spent], window=60))
+    assert "make another experiment for another window" in detail(shorter, 409)
+    put(client, metrics=[spent], planned_units=10, actor="bob")
+    found = client.get("/v1/experiments/tone/report").json()
+    assert [(one["by"], one["what"]) for one in found["amended"]] == [("bob", "planned_units from 1000 to 10")]
+    assert "the confidence sequence decides, because the plan was changed" in found["warnings"][0]
+
+
 def test_times_are_obeyed(pod: Callable[..., httpx.Client]) -> None:
     client = pod()
     put(client, "later", status="running", start="2999-01-01T00:00:00Z")

@@ -10,7 +10,8 @@ import pytest
 from app.experiments import statistics
 from app.experiments.account import Report
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import failing_guardrails, report
+from app.experiments.judgement import failing_guardrails, judge, report
+from app.experiments.protocol import Amendment
 from app.experiments.sums import ArmSums, PhaseSums
 from app.weights.recipe import Cookbook
 from tests.units import binary_phase, halves, moments, phase, seconds_after
@@ -268,3 +269,92 @@ def test_where_arms_are_alike_and_nothing_varies_there_is_nothing_to_compare() -
     found = report(experiment(metrics=[amount]), [sums], NOW)
     assert found.metrics[0].comparisons == []
     assert found.sentence == "Cannot tell yet: amount has too few outcomes."
+
+
+# -- what was said stays said --------------------------------------------------------------------------
+
+
+def look(
+    latched: dict[str, str],
+    control: tuple[int, int],
+    warm: tuple[int, int],
+    at: float = NOW,
+    mature: bool = True,
+    **more: Any,
+) -> Report:
+    """A look at two arms by somebody, whose latches are kept."""
+    sums = binary_phase({"control": control, "warm": warm}, halves(["control", "warm"]), days=10)
+    for arm in sums.arms.values():
+        arm.mature = arm.units if mature else 0
+    amendments = more.pop("amendments", ())
+    made, fresh = judge(experiment(**more), [sums], at, amendments=amendments, latched=latched)
+    latched |= {question: said for question, said in fresh.items() if question not in latched}
+    return made
+
+
+def test_a_crossing_stays_with_its_date_and_interval() -> None:
+    latched: dict[str, str] = {}
+    first = look(latched, (1000, 10_000), (1300, 10_000), planned_units=40_000)
+    later = look(latched, (1500, 15_000), (1510, 15_000), at=NOW + 86_400, planned_units=40_000)
+    (before,), (one,) = first.metrics[0].comparisons, later.metrics[0].comparisons
+    assert (before.verdict, before.latched) == (one.verdict, not one.latched) == ("better", False)
+    assert one.crossed is not None and (one.crossed.at, one.crossed.interval) == (NOW, before.interval)
+    assert one.interval.low < 0 < one.interval.high, "today's interval is shown as it is"
+    assert later.sentence == first.sentence[:-1] + ", as was shown on 2026-03-31."
+    arms = [{"name": "control", "recipe": "base", "share": 0.5}, {"name": "warm", "recipe": "kind@0.9", "share": 0.5}]
+    again = look(latched, (1500, 15_000), (1510, 15_000), planned_units=40_000, arms=arms)
+    assert again.metrics[0].comparisons[0].crossed is None, "another question"
+
+
+def test_a_crossing_is_not_latched_while_the_split_is_off() -> None:
+    latched: dict[str, str] = {}
+    assert not look(latched, (1000, 10_000), (1300, 11_000)).trustworthy and latched == {}
+
+
+def test_past_the_plan_the_deciding_metric_says_what_it_said_at_its_end() -> None:
+    latched: dict[str, str] = {}
+    end = look(latched, (1000, 10_000), (1030, 10_000), planned_units=20_000)
+    past = look(latched, (1500, 15_000), (1900, 15_000), at=NOW + 9e6, planned_units=20_000)
+    assert past.sentence == end.sentence and past.metrics[0] == end.metrics[0] and end.metrics[0].ended == NOW
+    assert past.metrics[0].arms[0].units == 10_000 and past.arms[0].units == 15_000
+    assert any("bought says what it said when the plan was complete, on 2026-03-31" in one for one in past.warnings)
+
+
+def test_windows_that_were_open_at_the_planned_end_are_waited_for_once() -> None:
+    latched: dict[str, str] = {}
+    end = look(latched, (100, 10_000), (103, 10_000), mature=False, planned_units=20_000, window=1_000)
+    assert any("the windows of 20,000 units were open then" in one for one in end.warnings)
+    soon = look(latched, (1000, 10_000), (1300, 10_000), at=NOW + 999, planned_units=20_000, window=1_000)
+    assert soon.metrics[0] == end.metrics[0]
+    last = look(latched, (1000, 10_000), (1300, 10_000), at=NOW + 1_000, planned_units=20_000, window=1_000)
+    assert last.sentence.startswith("warm beats control by 2.1 to 3.9") and last.metrics[0].windows_open == 0
+    later = look(latched, (1000, 10_000), (1000, 10_000), at=NOW + 9e6, planned_units=20_000, window=1_000)
+    assert later.metrics[0] == last.metrics[0]
+
+
+def test_an_amended_experiment_is_judged_by_the_confidence_sequence_and_says_since_when_and_why() -> None:
+    changed = Amendment(at=NOW - 86_400, by="bob", what="planned_units from 20000 to 5000", planned_units=20_000)
+    found = look({}, (1000, 10_000), (1095, 10_000), planned_units=20_000)
+    assert found.metrics[0].comparisons[0].verdict == "better"
+    found = look({}, (1000, 10_000), (1095, 10_000), planned_units=5_000, amendments=[changed])
+    (one,) = found.metrics[0].comparisons
+    assert (one.test, one.verdict, found.outlook.planned_units) == ("confidence sequence", "undecided", None)
+    tuned = look({}, (1000, 10_000), (1095, 10_000), planned_units=90_000, amendments=[changed])
+    assert tuned.metrics[0].comparisons[0].critical == one.critical, "tuned for the plan that it began with"
+    assert found.warnings[0] == (
+        "since 2026-03-30 the confidence sequence decides, because the plan was changed while the experiment ran "
+        "(2026-03-30: planned_units from 20000 to 5000)"
+    )
+    assert [(change.by, change.what) for change in found.amended] == [("bob", "planned_units from 20000 to 5000")]
+
+
+def test_a_metric_that_was_picked_after_a_look_is_decided_among_all() -> None:
+    metrics = [BOUGHT, *({"name": f"extra{i}", "kind": "binary"} for i in range(8))]
+    none = moments((np.arange(10_000) < 1000).astype(float))
+    arms = {"control": {m["name"]: none for m in metrics}, "warm": {m["name"]: none for m in metrics}}
+    arms["warm"]["bought"] = moments((np.arange(10_000) < 1150).astype(float))
+    sums = phase(arms, {"control": 10_000, "warm": 10_000}, halves(["control", "warm"]))
+    assert report(experiment(metrics=metrics), [sums], NOW).metrics[0].comparisons[0].verdict == "better"
+    swapped = Amendment(at=NOW, by=None, what="the deciding metric from extra0 to bought", planned_units=None)
+    (one,) = judge(experiment(metrics=metrics), [sums], NOW, amendments=[swapped])[0].metrics[0].comparisons
+    assert one.p_holm is not None and one.p_holm > 0.05 and one.verdict == "undecided"

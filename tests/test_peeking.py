@@ -7,7 +7,7 @@ import math
 import pytest
 
 from app.experiments import power, sequential
-from tests.simulations import peek
+from tests.simulations import moved_plan, peek
 
 DAYS, PER_DAY = 30, 500
 LOOKS = tuple(day / DAYS for day in range(1, DAYS + 1))
@@ -45,6 +45,11 @@ def test_intervals_of_a_sequence_hold_the_truth_at_all_looks_at_once(lift: float
 
 def test_a_group_sequential_interval_holds_the_truth_at_all_looks_at_once() -> None:
     assert peek(GROUP_SEQUENTIAL, PER_DAY, lift=0.01).covered >= 0.95 - CHANCE
+
+
+def test_a_plan_that_is_moved_to_each_look_finds_nothing_more() -> None:
+    assert moved_plan(amend=False) > 0.12, "what all this is about"
+    assert moved_plan(amend=True) <= 0.05
 
 
 def test_the_planned_units_find_the_planned_effect_as_often_as_planned() -> None:

@@ -127,6 +127,64 @@ def test_a_record_is_what_it_was_after_a_journey() -> None:
     assert Record.decoded("length", raw) is None
 
 
+SPENT = {"name": "spent", "kind": "continuous", "cap": 50.0}
+CLICKS = {"name": "clicks", "kind": "count"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"metrics": [{**SPENT, "kind": "count"}, CLICKS]},
+            "'spent' with kind 'continuous', which stays; give the new",
+        ),
+        ({"metrics": [{**SPENT, "cap": 9.0}, CLICKS]}, "'spent' with cap 50.0"),
+        ({"metrics": [{**SPENT, "per": "clicks"}, CLICKS]}, "'spent' with per None"),
+        ({"metrics": [CLICKS]}, "its metric 'spent' stays"),
+        ({"metrics": [SPENT, CLICKS, {"name": "rate", "per": "clicks"}]}, "'clicks' of units before now"),
+        ({"window": 60}, "a window of 604800 s, which stays; make another experiment"),
+    ],
+)
+def test_what_has_been_counted_stays_what_it_was(change: dict[str, Any], words: str) -> None:
+    before = {"metrics": [SPENT, CLICKS]}
+    assert drafted(**before).defined(definition(**{**before, **change}), None).version == 2, "nothing was counted yet"
+    for status in ("running", "paused"):
+        record = drafted(**before).at("running", None).at(status, None)
+        with pytest.raises(ExperimentConflict, match=f"'tone' has begun.*{words}"):
+            record.defined(definition(**{**before, **change}), None)
+        with pytest.raises(ExperimentConflict, match="has begun"):
+            record.filed(definition(**{**before, **change}), "digest", None)
+    more = drafted(**before).at("running", None).defined(definition(metrics=[SPENT, CLICKS, {"name": "x"}]), None)
+    assert len(more.experiment.metrics) == 3
+
+
+def test_a_change_of_the_plan_or_of_what_decides_is_an_amendment_and_moves_nobody() -> None:
+    metrics = [{"name": "bought", "role": "primary"}, {"name": "solved"}]
+    swapped = [{"name": "bought"}, {"name": "solved", "role": "primary"}]
+    record = drafted(metrics=metrics, planned_units=900).defined(definition(metrics=metrics, planned_units=1000), "ada")
+    record = record.at("running", None)
+    assert record.amendments == () and record.defined(definition(metrics=metrics, planned_units=1000), None) is record
+    record = record.defined(definition(metrics=metrics, planned_units=1000, coverage=0.5), None)
+    assert record.amendments == ()
+    record = record.defined(definition(metrics=metrics, planned_units=300), "bob")
+    record = record.defined(definition(metrics=swapped, planned_units=400), "bob")
+    assert [(one.what, one.planned_units, one.by) for one in record.amendments] == [
+        ("planned_units from 1000 to 300", 1000, "bob"),
+        (
+            "planned_units from 300 to 400, the deciding metric from bought to solved, the role of bought from primary "
+            "to secondary, the role of solved from secondary to primary",
+            300,
+            "bob",
+        ),
+    ]
+    assert record.amendments[0].at == record.audit[-2].at and record.phase == 1
+    assert Record.decoded("tone", record.encoded()) == record
+    assert record.at("paused", None).at("running", None).noted("x", None).amendments == record.amendments
+    for planned in range(500, 500 + 2 * ENTRIES):
+        record = record.defined(definition(metrics=swapped, planned_units=planned), None)
+    assert record.amendments[0].planned_units == 1000 and len(record.amendments) <= ENTRIES + 2
+
+
 def test_the_trail_is_bounded() -> None:
     record = drafted()
     for i in range(ENTRIES + 5):

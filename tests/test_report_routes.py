@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from app.api import problems, report_routes
 from app.errors import RedisAway
 from app.experiments.account import Report
 from app.experiments.experiment import Experiment
+from app.experiments.protocol import Amendment
 from app.experiments.sums import PhaseSums
 from app.weights.recipe import Cookbook
 from tests.units import binary_phase, halves
@@ -26,6 +28,7 @@ class Known:
     experiment: Experiment
     judged_from: int = 1
     left_out: Mapping[str, str] = field(default_factory=dict)
+    amendments: tuple[Amendment, ...] = ()
 
 
 class Definitions:
@@ -38,10 +41,19 @@ class Definitions:
 class Ledger:
     away = False
 
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+
     async def sums(self, name: str) -> list[PhaseSums]:
         if self.away:
             raise RedisAway("Redis does not answer")
         return [binary_phase(COUNTS, halves(list(COUNTS)))]
+
+    async def latches(self, name: str) -> dict[str, str]:
+        return self.kept
+
+    async def latch(self, name: str, said: dict[str, str]) -> None:
+        self.kept |= said
 
 
 @pytest.fixture
@@ -66,6 +78,14 @@ def test_figures_come_as_json(client: TestClient) -> None:
     assert found.metrics[0].dose is not None
 
 
+def test_what_is_said_is_kept(client: TestClient, ledger: Ledger) -> None:
+    client.get("/v1/experiments/tone/report")
+    kept = dict(ledger.kept)
+    assert [json.loads(said)["verdict"] for said in kept.values()] == ["better"]
+    found = client.get("/v1/experiments/tone/report").json()
+    assert ledger.kept == kept and found["metrics"][0]["comparisons"][0]["crossed"]["verdict"] == "better"
+
+
 def test_a_page_needs_no_other_file(client: TestClient) -> None:
     reply = client.get("/v1/experiments/<b>/report?format=html")
     assert reply.headers["content-type"].startswith("text/html")
@@ -74,6 +94,7 @@ def test_a_page_needs_no_other_file(client: TestClient) -> None:
     assert "http" not in reply.text and "$" not in reply.text
     assert ">33.33 %<" in reply.text and "Bars: 97.5 %" in reply.text
     assert "<b>&ndash;</b><small>new units a day" in reply.text, "no day is over yet"
+    assert "First decided: warm: better on 20" in reply.text
 
 
 def test_another_format_is_refused(client: TestClient) -> None:

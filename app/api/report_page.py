@@ -78,13 +78,24 @@ def _metric(control: str, metric: MetricReport) -> str:
     about = [metric.role, f"{metric.better} is better"]
     if metric.variance_removed:
         about.append(f"covariate removes {100 * metric.variance_removed:.0f} % of the variance")
-    drawing = _intervals(metric) if metric.comparisons else ""
+    drawing = _intervals(metric) + _decisions(metric) if metric.comparisons else ""
     phases = _table(_phases(metric)) if metric.phases else ""
     dose = f'<p class="dose">{_safe(metric.dose.sentence)}</p>' if metric.dose else ""
     return (
         f"<section><h2>{_safe(metric.metric)} <span>{_safe(', '.join(about))}</span></h2>"
         f"<p>{_safe(metric.sentence)}</p>{drawing}{_table(_values(control, metric))}{phases}{dose}</section>"
     )
+
+
+def _decisions(metric: MetricReport) -> str:
+    """When each arm was told from control, and by which interval."""
+    decided = [
+        f"{one.arm}: {one.crossed.verdict} on {datetime.fromtimestamp(one.crossed.at, UTC):%Y-%m-%d}, "
+        f"with {_span(metric, one.crossed.interval)}"
+        for one in metric.comparisons
+        if one.crossed
+    ]
+    return f'<p class="about">First decided: {_safe("; ".join(decided))}.</p>' if decided else ""
 
 
 def _number(metric: MetricReport, value: float | None, points: bool = False) -> str:

@@ -17,7 +17,8 @@ from app.api.rights import needs
 from app.errors import BadRecipe, UnknownVariant
 from app.experiments.account import Report
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import report
+from app.experiments.judgement import judge
+from app.experiments.protocol import Amendment
 from app.experiments.sums import PhaseSums
 from app.weights.automatic import Auto
 from app.weights.recipe import Cookbook, Recipe
@@ -28,6 +29,11 @@ class Sums(Protocol):
 
     async def sums(self, name: str) -> Sequence[PhaseSums]:
         """Of every phase so far, oldest first. Raises `RedisAway` where nobody can tell."""
+
+    async def latches(self, name: str) -> dict[str, str]:
+        """What reports have said and go on saying. Raises `RedisAway`."""
+
+    async def latch(self, name: str, said: Mapping[str, str]) -> None: ...
 
 
 class Named(Protocol):
@@ -41,6 +47,9 @@ class Named(Protocol):
     @property
     def left_out(self) -> Mapping[str, str]:
         """Of a bandit: arms that get no new units, and why."""
+
+    @property
+    def amendments(self) -> Sequence[Amendment]: ...
 
 
 class Definitions(Protocol):
@@ -80,8 +89,13 @@ async def get_report(
     record = experiments.get(name)
     experiment, recipes = record.experiment, _recipes(engine.cookbook, record.experiment)
     phases = [phase for phase in await ledger.sums(name) if phase.phase >= record.judged_from]
+    latched = await ledger.latches(name)
     # Bounds and draws take some milliseconds of numpy, which requests should not wait for.
-    made = await asyncio.to_thread(report, experiment, phases, time.time(), recipes, record.left_out)
+    made, fresh = await asyncio.to_thread(
+        judge, experiment, phases, time.time(), recipes, record.left_out, record.amendments, latched
+    )
+    if fresh:
+        await ledger.latch(name, fresh)
     return HTMLResponse(page(name, made)) if format == "html" else made
 
 

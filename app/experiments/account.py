@@ -50,6 +50,16 @@ class FixedLook(_Figures):
     p: float
 
 
+class Crossing(_Figures):
+    """The first look that told an arm from control. What a sequential test has shown once stays shown."""
+
+    at: float = Field(description="seconds since 1970")
+    verdict: Verdict
+    lift: float
+    interval: Span
+    test: Test
+
+
 class Comparison(_Figures):
     """One arm against control. The interval and the verdict stay valid as the report is looked at daily."""
 
@@ -65,6 +75,10 @@ class Comparison(_Figures):
     p: float | None = Field(description="always-valid, of the confidence sequence; null for the group-sequential test")
     p_holm: float | None = Field(None, description="secondary metrics: over all of these and all arms; decides there")
     fixed: FixedLook
+    crossed: Crossing | None = Field(default=None, description="the look that decided, whose verdict this keeps")
+    latched: bool = Field(
+        default=False, description="the verdict is that of `crossed`, which today's interval no longer gives"
+    )
 
 
 class PhaseLift(_Figures):
@@ -103,7 +117,22 @@ class MetricReport(_Figures):
         description="part of the variance that the covariate explains; null: none used"
     )
     dose: DoseReport | None
+    ended: float | None = Field(
+        default=None,
+        description="the plan was complete at this look, and all figures of this metric are what they were then",
+    )
+    windows_open: int = Field(
+        default=0, description="units whose window was open at that look; once closed, it is taken again"
+    )
     sentence: str
+
+
+class Amended(_Figures):
+    """A change of the plan, or of what decides, while it ran."""
+
+    at: float = Field(description="seconds since 1970")
+    by: str | None
+    what: str
 
 
 class SampleRatio(_Figures):
@@ -144,6 +173,9 @@ class Report(_Figures):
     at: float = Field(description="seconds since 1970")
     mode: Literal["test", "bandit"]
     control: str
+    amended: list[Amended] = Field(
+        default_factory=list, description="what was changed while it ran; any has confidence sequences decide"
+    )
     arms: list[ArmFigures]
     metrics: list[MetricReport]
     guardrail_failures: list[str] = Field(description="a sentence each; any is a reason to stop")

@@ -26,6 +26,7 @@ from app.experiments.dose import dose_response
 from app.experiments.experiment import Experiment, Metric
 from app.experiments.multiplicity import holm
 from app.experiments.plain_words import dose_sentence
+from app.experiments.protocol import Amendment
 from app.experiments.sequential import ALPHA, TUNED_FOR, bounds, sequence_critical, sequence_p
 from app.experiments.statistics import (
     FEWEST,
@@ -61,6 +62,12 @@ class Context:
     """Parts of the planned units at which somebody may have looked, the last one being now; empty without a plan."""
     deciding: Metric | None
     doses: Mapping[str, float] | None
+    amendments: Sequence[Amendment] = ()
+
+    @property
+    def planned(self) -> int | None:
+        """The plan that it began with: a sequence that is tuned anew at each look holds for none of them."""
+        return self.amendments[0].planned_units if self.amendments else self.experiment.planned_units
 
     @property
     def arms(self) -> list[str]:
@@ -107,12 +114,15 @@ def compare(context: Context, metric: Metric) -> MetricReport:
     )
 
 
-def with_holm(metrics: Sequence[MetricReport]) -> list[MetricReport]:
-    """Secondary metrics are decided by their always-valid p after Holm, over all of them and all arms."""
+def with_holm(metrics: Sequence[MetricReport], amended: bool = False) -> list[MetricReport]:
+    """Secondary metrics are decided by their always-valid p after Holm, over all of them and all arms.
+
+    Where the experiment was amended, so is the deciding one: it may have been picked after a look at all of them.
+    """
     chosen = [
         (metric, one)
         for metric in metrics
-        if not metric.decides and metric.role != "guardrail"
+        if (amended or not metric.decides) and metric.role != "guardrail"
         for one in metric.comparisons
     ]
     ps = {
@@ -147,7 +157,7 @@ def _comparison(context: Context, metric: Metric, name: str, arm: Estimate, cont
     decides = metric == context.deciding
     alpha = ALPHA / len(context.compared) if decides else ALPHA
     test: Test = "group-sequential" if decides and context.looks else "confidence sequence"
-    tuned_for = _tuned_for(context.experiment, name)
+    tuned_for = _tuned_for(context, name)
     if test == "group-sequential":
         critical, p = bounds(context.looks, alpha)[-1], None
     else:
@@ -180,12 +190,13 @@ def _verdict(metric: Metric, interval: Span) -> Verdict:
     return "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "undecided"
 
 
-def _tuned_for(experiment: Experiment, arm: str) -> float:
+def _tuned_for(context: Context, arm: str) -> float:
     """Units of both arms at which a confidence sequence is narrowest: those of the plan."""
-    if experiment.planned_units is None:
+    if context.planned is None:
         return TUNED_FOR
+    experiment = context.experiment
     share = experiment.arm(arm).share + experiment.arm(experiment.control).share
-    return max(2.0 * ENOUGH, experiment.planned_units * share)
+    return max(2.0 * ENOUGH, context.planned * share)
 
 
 def _too_few(context: Context, metric: Metric, arm: str) -> Verdict | None:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from app.experiments import bandit, mismatch, plain_words, power
-from app.experiments.account import ArmFigures, BanditArm, MetricReport, Outlook, Report, SampleRatio, Span
+from app.experiments.account import Amended, ArmFigures, BanditArm, MetricReport, Outlook, Report, SampleRatio, Span
 from app.experiments.comparing import Context, compare, with_holm
 from app.experiments.dose import doses_of
 from app.experiments.experiment import Experiment
+from app.experiments.latches import Latches, Latching
+from app.experiments.protocol import Amendment
 from app.experiments.sequential import ALPHA, looks_at
 from app.experiments.sums import ArmSums, Moments, PhaseSums
 from app.weights.automatic import Auto
@@ -32,45 +34,75 @@ def report(
     recipes: Mapping[str, Recipe | Auto] | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> Report:
-    """What the sums say at `now` (seconds since 1970). With the recipe of each arm, arms that are t's of one variant
-    get a curve over t. `left_out` says which arms of a bandit get no new units, and which guardrail failed when that
-    was decided."""
+    """What the sums say at `now` (seconds since 1970), to somebody who looks for the first time."""
+    return judge(experiment, phases, now, recipes, left_out)[0]
+
+
+def judge(
+    experiment: Experiment,
+    phases: Sequence[PhaseSums],
+    now: float,
+    recipes: Mapping[str, Recipe | Auto] | None = None,
+    left_out: Mapping[str, str] | None = None,
+    amendments: Sequence[Amendment] = (),
+    latched: Mapping[str, str] | None = None,
+) -> tuple[Report, Latches]:
+    """What the sums say at `now`, and what is to be latched of it.
+
+    With the recipe of each arm, arms that are t's of one variant get a curve over t. `left_out` says which arms of a
+    bandit get no new units, and which guardrail failed when that was decided. An experiment that was amended has no
+    plan any more.
+    """
     left_out = left_out or {}
+    if amendments:
+        experiment = experiment.model_copy(update={"planned_units": None})
     doses = doses_of({arm.name: recipes[arm.name] for arm in experiment.shown}) if recipes else None
     by_day = _units_by_day(experiment, phases)
     units = sum(_units(phases, arm.name) for arm in experiment.shown)
     looks = _looks(experiment.planned_units, by_day, units)
-    context = Context(experiment, phases, looks, bandit.decisive(experiment), doses)
+    context = Context(experiment, phases, looks, bandit.decisive(experiment), doses, amendments)
     # Shares that follow outcomes bend a test of those outcomes, but not one of what harm arms do within a phase.
     judged = [m for m in experiment.metrics if experiment.mode == "test" or m.role == "guardrail"]
-    metrics = with_holm([compare(context, metric) for metric in judged])
+    metrics = with_holm([compare(context, metric) for metric in judged], amended=bool(amendments))
+    ratio = _sample_ratio(experiment, phases)
+    arms = [_figures(experiment, phases, arm.name) for arm in experiment.arms]
+    since, young = min((p.phase for p in phases), default=1), sum(a.units - a.mature for a in arms if not a.shadow)
+    latching = Latching(experiment, latched or {}, now, since, young)
+    metrics = latching.crossings(metrics)
+    if looks and looks[-1] >= 1:
+        metrics = latching.at_end(metrics)
     outlook = _outlook(experiment, metrics, by_day, units, looks)
     metrics = [_spoken(experiment.control, metric, outlook) for metric in metrics]
     failing = _failures(experiment.control, metrics)
     failures = [sentence for sentences in failing.values() for sentence in sentences]
     failures += [why for arm, why in left_out.items() if arm not in failing]
-    ratio = _sample_ratio(experiment, phases)
-    arms = [_figures(experiment, phases, arm.name) for arm in experiment.arms]
     deciding = next((metric for metric in metrics if metric.decides), None)
     standing = _standing(experiment, phases, now, doses, left_out) if experiment.mode == "bandit" else None
     if standing and context.deciding and units and not failures:
         sentence = plain_words.bandit_sentence(standing, context.deciding.name)
     else:
         sentence = plain_words.sentence_of(experiment.control, arms, ratio, failures, deciding, outlook)
-    return Report(
+    trustworthy = not (ratio and ratio.alarm)
+    made = Report(
         sentence=sentence,
-        trustworthy=not (ratio and ratio.alarm),
+        trustworthy=trustworthy,
         at=now,
         mode=experiment.mode,
         control=experiment.control,
+        amended=[Amended(at=one.at, by=one.by, what=one.what) for one in amendments],
         arms=arms,
         metrics=metrics,
         guardrail_failures=failures,
         sample_ratio=ratio,
         outlook=outlook,
         bandit=standing,
-        warnings=[*map(plain_words.left_out_warning, left_out), *_warnings(phases, arms, metrics, outlook)],
+        warnings=[
+            *plain_words.amended_warnings(amendments),
+            *map(plain_words.left_out_warning, left_out),
+            *_warnings(phases, arms, metrics, outlook),
+        ],
     )
+    return made, latching.fresh if trustworthy else {}
 
 
 def failing_guardrails(experiment: Experiment, phases: Sequence[PhaseSums]) -> dict[str, list[str]]:
@@ -219,14 +251,13 @@ def _warnings(
     """What a person should know before acting on it."""
     found = []
     shown = [arm for arm in arms if not arm.shadow]
-    young = sum(arm.units - arm.mature for arm in shown)
     if outlook.fraction is not None and outlook.fraction > OVERRUN:
         found.append(
             f"{outlook.units:,} units are more than the {outlook.planned_units:,} that were planned: looks after the "
-            "planned end are not paid for, so stop it and keep what it said then"
+            "planned end are not paid for, so the deciding metric keeps what it said then; stop the experiment"
         )
-    if outlook.fraction is not None and outlook.fraction >= 1 and young:
-        found.append(f"{young:,} units are still within their window; what they did may still grow")
+    for metric in metrics:
+        found += plain_words.ended_warning(metric)
     with_units = [phase for phase in phases if any(one.units for one in phase.arms.values())]
     if len(with_units) > 1:
         found.append(

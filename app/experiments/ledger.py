@@ -181,6 +181,20 @@ class EventLedger:
             raise _away(error) from error
         return read_sums(fields, definition, self._definitions.shares(name), time.time())
 
+    async def latches(self, name: str) -> dict[str, str]:
+        """What reports have said and go on saying, by question. Raises `RedisAway`."""
+        try:
+            return await self._store.latches(name)
+        except FAULTS as error:
+            raise _away(error) from error
+
+    async def latch(self, name: str, said: Mapping[str, str]) -> None:
+        """Keep what a report said, unless another one has answered the question before. Raises `RedisAway`."""
+        try:
+            await self._store.latch(name, said)
+        except FAULTS as error:
+            raise _away(error) from error
+
     async def records(self, name: str) -> AsyncIterator[tuple[str, UnitRecord]]:
         """Every unit that was met, in no order. Raises `RedisAway`."""
         seen: set[str] = set()

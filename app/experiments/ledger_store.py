@@ -4,6 +4,7 @@
     NAMESPACE:exp:{NAME}:units         {unit: its record}
     NAMESPACE:exp:{NAME}:sums          {path: amount}
     NAMESPACE:exp:{NAME}:waiting       units that have done something and were not met yet, by when they are given up
+    NAMESPACE:exp:{NAME}:latches       {question: what a report said}, kept as it was first said (`latches.py`)
     NAMESPACE:exp:{NAME}:marks:N       marks of the events of one period, which say that they have been folded
     NAMESPACE:exp:{NAME}:sticky:ERA    {unit: its first draw}, of bandits (`sticky.py`)
 
@@ -172,6 +173,17 @@ class LedgerStore:
     async def sums(self, experiment: str) -> dict[str, float]:
         answer = await cast(Awaitable[Mapping[bytes, bytes]], self._redis.hgetall(self._key(experiment, "sums")))
         return {path.decode(): float(amount) for path, amount in answer.items()}
+
+    async def latches(self, experiment: str) -> dict[str, str]:
+        found = await cast(Awaitable[dict[bytes, bytes]], self._redis.hgetall(self._key(experiment, "latches")))
+        return {question.decode(): said.decode() for question, said in found.items()}
+
+    async def latch(self, experiment: str, said: Mapping[str, str]) -> None:
+        """Keep what was said, where nothing was said before."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for question, answer in said.items():
+            pipeline.hsetnx(self._key(experiment, "latches"), question, answer)
+        await pipeline.execute()
 
     async def records(self, experiment: str, cursor: int) -> tuple[int, dict[str, bytes]]:
         """Some units and their records, and where the next ones are; 0 begins and ends. A unit may come twice."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from app.errors import RedisAway
 from app.experiments.events import Outcome
@@ -24,6 +24,12 @@ class NoLedger:
         raise RedisAway(WHY)
 
     async def sums(self, name: str) -> list[PhaseSums]:
+        raise RedisAway(WHY)
+
+    async def latches(self, name: str) -> dict[str, str]:
+        raise RedisAway(WHY)
+
+    async def latch(self, name: str, said: Mapping[str, str]) -> None:
         raise RedisAway(WHY)
 
     async def records(self, name: str) -> AsyncIterator[tuple[str, UnitRecord]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from app.experiments.account import ArmFigures, BanditArm, Comparison, MetricReport, Outlook, SampleRatio, Span
 from app.experiments.dose import Dose
+from app.experiments.protocol import Amendment
 
 TOO_GOOD = 0.05
 """A relative gain above this is more often a mistake in counting than a discovery (Twyman's law)."""
@@ -69,8 +71,8 @@ def metric_sentence(control: str, metric: MetricReport, outlook: Outlook | None 
 
 def failure_sentence(control: str, metric: MetricReport, one: Comparison) -> str:
     beyond = f", beyond the margin of {_amount(metric, metric.margin)}" if metric.margin else ""
-    worse = _range(metric, _harm(metric, one.interval))
-    return f"Guardrail {metric.metric} fails: {one.arm} is worse than {control} by {worse}{beyond}."
+    worse = _range(metric, _harm(metric, _telling(one)))
+    return f"Guardrail {metric.metric} fails: {one.arm} is worse than {control} by {worse}{beyond}{_shown(one)}."
 
 
 def twyman_warning(metric: MetricReport, one: Comparison) -> str | None:
@@ -80,6 +82,30 @@ def twyman_warning(metric: MetricReport, one: Comparison) -> str | None:
         f"{one.arm} changes {metric.metric} by {100 * one.relative:+.0f} %: gains above {100 * TOO_GOOD:.0f} % are "
         "more often mistakes than discoveries, so check exposures, double posts and outcomes by day first"
     )
+
+
+def amended_warnings(amendments: Sequence[Amendment]) -> list[str]:
+    """Since when and why the confidence sequence decides."""
+    if not amendments:
+        return []
+    changes = "; ".join(f"{_day(one.at)}: {one.what}" for one in amendments)
+    return [
+        f"since {_day(amendments[0].at)} the confidence sequence decides, because the plan was changed while the "
+        f"experiment ran ({changes})"
+    ]
+
+
+def ended_warning(metric: MetricReport) -> list[str]:
+    """That a metric says what it said at the planned end, and whether that may still change."""
+    if metric.ended is None:
+        return []
+    said = f"{metric.metric} says what it said when the plan was complete, on {_day(metric.ended)}"
+    if metric.windows_open:
+        said += (
+            f"; the windows of {metric.windows_open:,} units were open then, and once they have closed it is looked at "
+            "one last time"
+        )
+    return [said]
 
 
 def dose_sentence(dose: Dose) -> str:
@@ -108,9 +134,23 @@ def _guarded(control: str, metric: MetricReport) -> str:
 
 def _decided(control: str, metric: MetricReport, one: Comparison) -> str:
     if one.verdict == "better":
-        gain = one.interval if metric.better == "higher" else _negated(one.interval)
-        return f"{one.arm} beats {control} by {_range(metric, gain)} of {metric.metric}"
-    return f"{one.arm} is worse than {control} by {_range(metric, _harm(metric, one.interval))} of {metric.metric}"
+        gain = _telling(one) if metric.better == "higher" else _negated(_telling(one))
+        return f"{one.arm} beats {control} by {_range(metric, gain)} of {metric.metric}{_shown(one)}"
+    harm = _harm(metric, _telling(one))
+    return f"{one.arm} is worse than {control} by {_range(metric, harm)} of {metric.metric}{_shown(one)}"
+
+
+def _telling(one: Comparison) -> Span:
+    """The interval that the verdict comes from."""
+    return one.crossed.interval if one.crossed and one.latched else one.interval
+
+
+def _shown(one: Comparison) -> str:
+    return f", as was shown on {_day(one.crossed.at)}" if one.crossed and one.latched else ""
+
+
+def _day(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
 
 
 def _unclear(control: str, metric: MetricReport, one: Comparison) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.errors import ExperimentConflict
 from app.experiments.bandit import shares_without
 from app.experiments.experiment import Experiment, Status
+from app.experiments.protocol import Amendment, amended, check_counting
 from app.experiments.rollout import Rollout
 
 ENTRIES = 200
@@ -66,6 +67,9 @@ class Record(_Part):
     definition: Experiment | None = None
     phases: tuple[Phase, ...] = ()
     audit: tuple[Entry, ...] = ()
+    amendments: tuple[Amendment, ...] = Field(
+        default=(), description="changes of the plan while it ran; the first stays"
+    )
     rollout: Rollout | None = None
     file: str | None = Field(default=None, description="what a file last said of it, as a digest")
     looked: float = Field(default=0.0, description="bandit: when shares were last worked out, seconds since 1970")
@@ -129,8 +133,8 @@ class Record(_Part):
         """The record with this definition; itself, if that is the one it has.
 
         A definition that does not name a status leaves it as it is, and that of a bandit which has begun its shares.
-        Raises `ExperimentConflict` where the status cannot become the one it names, and where the experiment has
-        stopped.
+        Raises `ExperimentConflict` where the status cannot become the one it names, where the experiment has stopped,
+        and where what it has counted would become wrong.
         """
         before = self.definition
         if before and self.has_begun and _goes_on(before, new):
@@ -148,7 +152,10 @@ class Record(_Part):
                 f"experiment {self.name!r} has stopped, and what it was stays as it is; give the new one another name"
             )
         self._check_step(new.status)
-        return self._with(new, by, action if new.status == before.status else DID[new.status])
+        if self.has_begun:
+            check_counting(self.name, before, new)
+        after = self._with(new, by, action if new.status == before.status else DID[new.status])
+        return after.model_copy(update={"amendments": self._amended(new, by, after.audit[-1].at)})
 
     def filed(self, new: Experiment, file: str, by: str | None) -> Record:
         """The record with the definition of a file; itself, if that file has said the same before, whatever was
@@ -223,6 +230,13 @@ class Record(_Part):
                 "audit": (*self.audit, entry)[-ENTRIES:],
             }
         )
+
+    def _amended(self, new: Experiment, by: str | None, now: float) -> tuple[Amendment, ...]:
+        what = amended(self.experiment, new) if self.has_begun else ""
+        if not what:
+            return self.amendments
+        fresh = Amendment(at=now, by=by, what=what, planned_units=self.experiment.planned_units)
+        return (*self.amendments[:1], *self.amendments[1:][-ENTRIES:], fresh)
 
     def _phases(self, new: Experiment, now: float) -> tuple[Phase, ...]:
         shares = {arm.name: arm.share for arm in new.shown}

@@ -5,10 +5,13 @@ Simulated arms with a binary metric at 10 %, 500 units an arm and day, 30 days; 
 
 from __future__ import annotations
 
+import math
+
 from app.experiments import mismatch, power, sequential
-from tests.simulations import follow, left_by, peek, split
+from tests.simulations import follow, left_by, moved_plan, peek, split, swapped_metric
 
 DAYS, PER_DAY, RUNS = 30, 500, 4_000
+AMENDED_RUNS = 200
 RATES = {"a": 0.05, "b": 0.06, "c": 0.08, "d": 0.11}
 
 
@@ -42,9 +45,23 @@ def outside_the_contract() -> None:
             critical.append(sequential.bounds((*before, look / (looks * DAYS)))[-1])
         found = peek(critical, PER_DAY // looks, runs=RUNS).found
         print(f"{looks} looks a day instead of one: finds without effect {100 * found:.1f} %")
+    for days in (33, 37, 45):
+        never = [math.inf] * (days - DAYS - 1)
+        found = peek([*daily, *never, daily[-1]], PER_DAY, runs=RUNS).found
+        print(f"one more look, {days - DAYS} days after a plan of {DAYS}: finds without effect {100 * found:.1f} %")
     for days in (33, 36, 45):
         found = peek([*daily, *[daily[-1]] * (days - DAYS)], PER_DAY, runs=RUNS).found
         print(f"{days} days of a plan of {DAYS}: finds without effect {100 * found:.1f} %")
+
+
+def amended() -> None:
+    """Plans and primary metrics that are changed before each look, half as many units a day."""
+    for what, simulate in (
+        ("planned end moved to now", moved_plan),
+        ("metric that differs most made primary", swapped_metric),
+    ):
+        unknown, known = (100 * simulate(amend, runs=AMENDED_RUNS, days=DAYS) for amend in (False, True))
+        print(f"{what} before each look: finds without effect {unknown:.1f} % as if unknown, {known:.1f} % amended")
 
 
 def planned() -> None:
@@ -92,6 +109,6 @@ def bandits() -> None:
 
 
 if __name__ == "__main__":
-    for part in (peeking, planned, outside_the_contract, splits, bandits):
+    for part in (peeking, planned, outside_the_contract, amended, splits, bandits):
         print(f"\n## {part.__name__.replace('_', ' ')}\n")
         part()
