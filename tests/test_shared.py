@@ -309,6 +309,21 @@ def test_the_budget_heals_when_its_memory_is_lost(redis: Redis, redis_url: str) 
     assert len(redis.keys("*:manifest")) == 3
 
 
+def test_the_key_space_is_walked_once_and_not_at_each_use_of_a_lone_blend(redis: Redis, redis_url: str) -> None:
+    def walks() -> int:
+        return int(redis.info("commandstats").get("cmdstat_scan", {"calls": 0})["calls"])
+
+    async def scenario(tier: RedisTier) -> None:
+        before = walks()
+        await write(tier)
+        assert walks() == before + 1, "the set was empty: there may be blends that it does not know"
+        for _ in range(5):
+            assert await fetched(tier) is not None
+        assert walks() == before + 1 and redis.zcard(USED) == 1
+
+    with_pods(redis_url, scenario)
+
+
 def test_what_redis_evicted_or_flushed_is_forgotten(redis: Redis, redis_url: str) -> None:
     async def scenario(tier: RedisTier) -> None:
         await write(tier, "1")

@@ -18,11 +18,12 @@ is never sent: a server that makes room by evicting would lose everything else, 
 
 USE = """
 local now = redis.call('TIME')
-redis.call('ZADD', KEYS[1], now[1] + now[2] / 1000000, ARGV[1])
+local added = redis.call('ZADD', KEYS[1], now[1] + now[2] / 1000000, ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 local count, most = redis.call('ZCARD', KEYS[1]), tonumber(ARGV[2])
-if count <= most then return {count, {}} end
-return {count, redis.call('ZRANGE', KEYS[1], 0, count - most - 1)}
+local was_empty = (count == 1) and added or 0
+if count <= most then return {was_empty, {}} end
+return {was_empty, redis.call('ZRANGE', KEYS[1], 0, count - most - 1)}
 """
 
 
@@ -53,11 +54,11 @@ class Budget:
 
     async def use(self, key: str, remove: Callable[[str], Awaitable[object]]) -> None:
         """Note that a blend is written or read now, and `remove` those that have been idle longest beyond the room."""
-        count, beyond = cast(
+        was_empty, beyond = cast(
             tuple[int, list[bytes]],
             await self._client.call(lambda redis: redis.eval(USE, 1, self._name, key, self._room, self._ttl)),
         )
-        if count == 1:
+        if was_empty:
             await self._count_anew()
         for idle in (name.decode() for name in beyond):
             # In this order: who dies in between leaves an entry that the next one finds, and not a blend nobody counts.
