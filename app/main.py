@@ -209,7 +209,7 @@ def tracer_of(settings: Settings) -> Tracer | None:
 
 def create_server(settings: Settings, app: FastAPI) -> Server:
     """What listens, and knows how to leave."""
-    patience = Patience(settings.header_s, settings.body_s, settings.max_header_kib * 1024)
+    patience = Patience(settings.header_s, settings.body_s, settings.write_s, settings.max_header_kib * 1024)
     return Server(app, settings.host, settings.port, settings.drain_s, patience)
 
 

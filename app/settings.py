@@ -34,6 +34,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     max_header_kib: int = Field(32, gt=0, description="largest request headers, KiB")
     header_s: float = Field(10, gt=0, allow_inf_nan=False, description="time for a request's headers to arrive, s")
     body_s: float = Field(30, gt=0, allow_inf_nan=False, description="time for a request's body to arrive, s")
+    write_s: float = Field(
+        30, gt=0, allow_inf_nan=False, description="how long a caller may take nothing of its reply, s"
+    )
     drain_s: float = Field(
         15, ge=0, allow_inf_nan=False, description="how long a service that was told to leave goes on serving, s"
     )

@@ -41,6 +41,11 @@ class TrafficMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("tween_requests_in_flight", "requests being answered", value=self._tally.in_flight)
+        yield CounterMetricFamily(
+            "tween_unread_connections",
+            "connections cut because nothing of a reply was read for TWEEN_WRITE_S",
+            value=self._tally.unread,
+        )
         seconds = HistogramMetricFamily(
             "tween_request_seconds",
             "from a request's headers to the end of its reply; status 499: the caller hung up",

@@ -28,6 +28,8 @@ FINISH_SECONDS = 20
 """How long what is in flight may take once nothing new is let in."""
 LAST_CALL_SECONDS = 0.2
 """From closing the listener until idle connections are closed: who has just come has not been heard yet."""
+TICKS_A_LOOK = 10
+"""uvicorn ticks ten times a second; once a second it is looked who reads nothing of its reply."""
 HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
@@ -87,7 +89,17 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._leave_at is not None and time.monotonic() >= self._leave_at:
             self.should_exit = True
+        if counter % TICKS_A_LOOK == 0:
+            self._cut_who_reads_nothing()
         return await super().on_tick(counter)
+
+    def _cut_who_reads_nothing(self) -> None:
+        """Closing waits until all is sent, so nothing else ends such a connection."""
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection) and not connection.reads(now):
+                connection.transport.abort()
+                self._app.state.tally.unread += 1
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:

@@ -22,6 +22,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.unread = 0
+        """Connections that were cut because their callers took nothing of their replies."""
         self.requests: dict[tuple[str, str, int], Histogram] = {}
 
     def note(self, method: str, route: str, status: int, seconds: float) -> None:
