@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +24,10 @@ CALLERS = 4
 
 
 @contextmanager
-def serving(folders: Path, redis_url: str, terminal: bool = False, **settings: str) -> Iterator[tuple]:
-    """A service of its own process, ready: the process, and its address."""
+def serving(
+    folders: Path, redis_url: str, terminal: bool = False, session: bool = False, **settings: str
+) -> Iterator[tuple]:
+    """A service of its own process, and session if asked for, ready: the process, and its address."""
     address = f"http://127.0.0.1:{free_port()}"
     port = address.rpartition(":")[2]
     ours, theirs = pty.openpty()
@@ -30,12 +35,13 @@ def serving(folders: Path, redis_url: str, terminal: bool = False, **settings: s
         [sys.executable, "-m", "app", "serve", "--bank", str(folders / "bank.toml"), "--port", port],
         stdin=theirs if terminal else subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=environment(REDIS_URL=redis_url, TWEEN_WORKERS="0", TWEEN_MEMORY_TIER_MIB="8", **settings),
+        env=environment(**{"REDIS_URL": redis_url, "TWEEN_WORKERS": "0", "TWEEN_MEMORY_TIER_MIB": "8", **settings}),
+        start_new_session=session,
         # Who runs the tests in the background has Ctrl-C ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        until(lambda: _ready(address) or process.poll() is not None, 60)
+        until(lambda: _ready(address) or process.poll() is not None, 180)
         assert process.poll() is None, "the service ended"
         yield process, address
     finally:
@@ -95,6 +101,80 @@ def test_who_is_told_to_leave_serves_on_for_a_while_and_loses_nothing(folders: P
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         assert load.lost == [] and set(load.answers) == {200}
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes below this one, at any depth."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            stat = (folder / "stat").read_text()
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def is_running(pid: int) -> bool:
+    """Whether it is there, and no zombie that waits for init."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("whom", ["the process group", "every process"])
+def test_a_sigterm_that_reaches_all_processes_costs_nothing(folders: Path, whom: str) -> None:
+    """`kill -- -PGID` and systemd (KillMode=control-group) do not pick the main process."""
+
+    def tell(process: subprocess.Popen) -> None:
+        if whom == "the process group":
+            os.killpg(process.pid, signal.SIGTERM)
+            return
+        for pid in (process.pid, *children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    alone = {"session": True, "REDIS_URL": "", "TWEEN_WORKERS": "2", "TWEEN_DRAIN_S": "600"}
+    with serving(folders, "", **alone) as (process, address):
+        children = children_of(process.pid)
+        assert len(children) >= 2 + 1 + 3, "workers; the server that they are forked from; a shell, its cat, and Redis"
+        load = Load(address)
+        until(lambda: len(load.answers) > 20)
+        tell(process)
+        until(lambda: not _ready(address))
+        before = len(load.answers)
+        until(lambda: len(load.answers) > before + 20)
+        assert all(is_running(pid) for pid in children)
+        assert "tween_worker_restarts_total 0.0" in httpx.get(f"{address}/metrics").text
+        load.stop()
+        tell(process)
+        assert process.wait(timeout=30) == 0
+        assert load.lost == [] and set(load.answers) == {200}
+        until(lambda: not any(is_running(pid) for pid in children), 60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_process_outlives_a_service_that_is_killed(folders: Path) -> None:
+    with serving(folders, "", REDIS_URL="", TWEEN_WORKERS="2") as (process, _):
+        children = children_of(process.pid)
+        process.kill()
+        process.wait()
+        until(lambda: not any(is_running(pid) for pid in children), 60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_service_told_to_drop_everything_leaves_no_process_either(folders: Path) -> None:
+    with serving(folders, "", REDIS_URL="", TWEEN_WORKERS="2", TWEEN_DRAIN_S="600") as (process, address):
+        children = children_of(process.pid)
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as caller:
+            caller.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")  # is never done
+            while process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.2)
+        until(lambda: not any(is_running(pid) for pid in children), 60)
 
 
 def test_what_is_in_flight_is_finished_after_the_drain_window(folders: Path, redis_url: str) -> None:

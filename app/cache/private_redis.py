@@ -1,7 +1,8 @@
 """A private, real redis-server for whoever has none: one command then runs everything.
 
 It listens on a Unix socket in a folder of its own, holds nothing on disk, and ends with this process,
-however that ends: a shell holds the server and reads a pipe that closes when we die.
+however that ends: a shell holds the server and reads a pipe that closes when we die. Only SIGKILL ends the server then:
+a SIGTERM is blocked for it (`blocked_signals.py`), and ignored by the shell, as dash unblocks its own.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from app.blocked_signals import sigterm_blocked
+
 log = logging.getLogger(__name__)
 
-WATCH = '"$@" & server=$!; cat >/dev/null; kill "$server"; wait "$server"'
+WATCH = 'trap "" TERM; "$@" & server=$!; cat >/dev/null; kill -9 "$server"; wait "$server"'
 START_SECONDS = 5.0
 
 
@@ -52,14 +55,15 @@ class PrivateRedis:
             "maxmemory-policy": "volatile-lru",  # blends and predictions may go, aliases and experiments not
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        self._process = subprocess.Popen(
-            ["sh", "-c", WATCH, "sh", server, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # Its own session: Ctrl-C reaches us first, and what is in flight may still use the cache.
-            start_new_session=True,
-        )
+        with sigterm_blocked():
+            self._process = subprocess.Popen(
+                ["sh", "-c", WATCH, "sh", server, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # Its own session: Ctrl-C reaches us first, and what is in flight may still use the cache.
+                start_new_session=True,
+            )
         if not _answers(sock):
             self.stop()
             raise OSError(f"{server} does not start")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.blocked_signals import sigterm_blocked
 from app.errors import TweenError
 from app.search import ramp_picture, report
 from app.search.findings import Findings
@@ -83,7 +84,7 @@ Wants = Progress | Foreseen | Logits | Done | Refused
 def start() -> tuple[subprocess.Popen[bytes], Connection]:
     """A process that waits for an order and the facts (as plain values), and the server's end of its pipe."""
     ours, theirs = Pipe()
-    with theirs:
+    with theirs, sigterm_blocked():
         process = subprocess.Popen(
             [sys.executable, "-m", "app.search.sweep_process", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,

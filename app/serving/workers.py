@@ -10,19 +10,21 @@ twice.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import logging
 import os
 import pickle
 import signal
 import time
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import torch
 
+from app.blocked_signals import sigterm_blocked
 from app.errors import TweenError, WorkerLost
 from app.models.classifier import Classifier
 from app.serving.compute import Machine
@@ -42,8 +44,16 @@ AT_ONCE = 64 * 1024
 
 
 def prepare() -> None:
-    """Start the server that workers are forked from: it imports what they need, and the caller need not wait."""
-    forkserver.ensure_running()
+    """Start the server that workers are forked from: it imports what they need, and the caller need not wait. Neither
+    it nor a worker hears a SIGTERM: they end when their pipe does."""
+    resource_tracker.ensure_running()  # by itself: in starting it, Python lets signals through that were blocked
+    with sigterm_blocked():
+        forkserver.ensure_running()
+
+
+def _start(process: ForkServerProcess) -> None:
+    prepare()  # anew, if the server was killed
+    process.start()
 
 
 def work(connection: Connection, classifier: Classifier, slots: Vectors, threads: int, int8: bool) -> None:
@@ -89,8 +99,9 @@ class WorkerLane:
         self._longest = 0.0
         ours, theirs = PROCESSES.Pipe()
         process = PROCESSES.Process(target=work, args=(theirs, *self._life), name="tween-worker", daemon=True)
-        await asyncio.to_thread(process.start)
+        await asyncio.to_thread(_start, process)
         theirs.close()
+        atexit.register(process.kill)  # where nobody closes us: multiprocessing waits at exit, after a SIGTERM
         self._process, self._connection = process, ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
         os.set_blocking(ours.fileno(), True)  # uvloop has made it another, and then a long question does not go through
@@ -166,4 +177,6 @@ class WorkerLane:
         if self._connection is not None:
             asyncio.get_running_loop().remove_reader(self._connection.fileno())
             self._connection.close()
+        if self._process is not None:
+            atexit.unregister(self._process.kill)
         self._connection = self._process = None
