@@ -42,6 +42,7 @@ MAY_KNOW = {
         "pydantic",
         "starlette",
         "prometheus_client",
+        "httptools",
         "uvicorn",
         "opentelemetry",
     },
