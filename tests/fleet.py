@@ -107,7 +107,7 @@ class Connection:
             reader, writer = self._streams
             head = [
                 f"{method} {path} HTTP/1.1",
-                "Host: x",
+                "Host: localhost",
                 "Content-Type: application/json",
                 *([header] if header else []),
             ]

@@ -20,7 +20,7 @@ from servers import until
 from app.api.connection import Together
 from app.models.bank import BankSpec
 
-HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LIMITS = {"header_s": 0.3, "body_s": 0.3, "max_header_kib": 4}
 
 
@@ -89,7 +89,7 @@ def test_a_body_must_arrive_in_time(connect: Callable[[], socket.socket]) -> Non
 
 def test_a_second_request_has_its_own_time(connect: Callable[[], socket.socket]) -> None:
     with connect() as caller:
-        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert caller.recv(65536).startswith(b"HTTP/1.1 200")
         caller.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
         assert answer(caller)[0] == 408
@@ -99,7 +99,7 @@ def test_a_second_request_has_its_own_time(connect: Callable[[], socket.socket])
 @pytest.mark.parametrize("size", [5_000, 200_000])
 def test_headers_have_a_limit(connect: Callable[[], socket.socket], size: int, end: bytes) -> None:
     with connect() as caller:
-        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Large: " + b"a" * size + end)
+        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"a" * size + end)
         try:
             status, problem = answer(caller)
         except ConnectionResetError:
@@ -173,7 +173,9 @@ def test_trailers_are_no_headers(connect: Callable[[], socket.socket], trailer: 
 )
 def test_no_trailer_says_where_a_message_ends(connect: Callable[[], socket.socket], trailer: bytes) -> None:
     with connect() as caller:
-        caller.sendall(chunked(b'{"texts": "fine"}', trailer + b"\r\n") + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        caller.sendall(
+            chunked(b'{"texts": "fine"}', trailer + b"\r\n") + b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         assert statuses(everything(caller)) == [400]
 
 
@@ -205,8 +207,8 @@ def test_a_body_that_never_ends_is_not_answered_in_place_of_an_earlier_request(
 # -- offers to upgrade ---------------------------------------------------------------------------------
 
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
-BODY = b'{"texts": "GET /v1/bank HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"}'
-HIDDEN = b"GET /v1/bank HTTP/1.1\r\nHost: x\r\n\r\n"
+BODY = b'{"texts": "GET /v1/bank HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"}'
+HIDDEN = b"GET /v1/bank HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def everything(caller: socket.socket) -> bytes:
@@ -253,7 +255,7 @@ def test_no_body_of_a_request_that_offers_an_upgrade_is_read_as_a_request(connec
 
 def test_an_offer_without_a_body_is_ignored_too(connect: Callable[[], socket.socket]) -> None:
     with connect() as caller:
-        caller.sendall((b"GET /livez HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n") * 50)
+        caller.sendall((b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + OFFER + b"\r\n") * 50)
         assert statuses(everything(caller)) == [200] * 50
 
 
@@ -296,15 +298,15 @@ def test_the_client_of_the_jdk_may_offer_http_2(unhurried: Service) -> None:
 
 def test_a_line_break_after_a_reply_does_not_keep_a_connection(connect: Callable[[], socket.socket]) -> None:
     with connect() as caller:
-        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert caller.recv(65536).startswith(b"HTTP/1.1 200")
         caller.sendall(b"\r\n")
         assert caller.recv(65536) == b"", "nothing was asked, so nothing is answered"
 
 
 PIECES = [
-    b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET /livez HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + OFFER + b"\r\n",
     HEAD + b"Content-Length: 17\r\n\r\n" + b'{"texts": "fine"}',
     HEAD + OFFER + b"Content-Length: 17\r\n\r\n" + b'{"texts": "fine"}',
     HEAD + b"Expect: 100-continue\r\nContent-Length: 17\r\n\r\n",
@@ -342,7 +344,7 @@ def test_no_connection_stays_open_without_a_timer(connect: Callable[[], socket.s
 
 # -- callers who do not read ---------------------------------------------------------------------------
 
-READ = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+READ = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def small(url: object) -> socket.socket:
@@ -392,14 +394,14 @@ def test_replies_tell_browsers_to_be_careful(service: Service) -> None:
 def test_a_reply_comes_in_one_piece(connect: Callable[[], socket.socket]) -> None:
     with connect() as caller:
         for _ in range(50):  # in two pieces, the reader would be awake in time for the first at least once
-            caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            caller.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             head, _, body = caller.recv(65536).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200") and json.loads(body)
 
 
 def test_a_reply_without_a_body_is_not_held_back(connect: Callable[[], socket.socket]) -> None:
     with connect() as caller:
-        caller.sendall(b"HEAD /v1/bank HTTP/1.1\r\nHost: x\r\n\r\n")
+        caller.sendall(b"HEAD /v1/bank HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert caller.recv(65536).startswith(b"HTTP/1.1 ")
 
 

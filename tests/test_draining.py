@@ -170,7 +170,9 @@ def test_a_service_told_to_drop_everything_leaves_no_process_either(folders: Pat
     with serving(folders, "", REDIS_URL="", TWEEN_WORKERS="2", TWEEN_DRAIN_S="600") as (process, address):
         children = children_of(process.pid)
         with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as caller:
-            caller.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")  # is never done
+            caller.sendall(
+                b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+            )  # is never done
             while process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 time.sleep(0.2)
