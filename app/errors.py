@@ -133,6 +133,10 @@ class DeadlinePassed(TweenError):
     """The caller's deadline passed before there was an answer."""
 
 
+class BadHeader(TweenError):
+    """A header whose text cannot be read."""
+
+
 class NoKey(TweenError):
     """A call that needs a key came without one, or with one that is not in force."""
 

@@ -48,7 +48,7 @@ MAY_KNOW = {
     },
     "demo": {"models", "weights", "search", "torch", "transformers", "huggingface_hub", "tqdm"},
 }
-EVERYBODY = {"errors", "client_key", "spans", "blocked_signals"} | set(sys.stdlib_module_names)
+EVERYBODY = {"errors", "names", "client_key", "spans", "blocked_signals"} | set(sys.stdlib_module_names)
 
 
 def imports(path: Path) -> set[str]:

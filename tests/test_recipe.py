@@ -219,7 +219,7 @@ REFUSED = [
     ("@prod", UnknownAlias, "no alias 'prod'; aliases here: none yet"),
     (" @prod@0.4", BadRecipe, "'@prod@0.4' names no alias: an alias stands alone"),
     ("@", BadRecipe, "names no alias"),
-    ("@" + "a" * 5_000, UnknownAlias, "no alias 'aaa"),
+    ("@" + "a" * 5_000, BadRecipe, "names no alias"),
     ("@prod+finance@0.2", BadRecipe, "an alias stands alone"),
     ("finance@0.2+@prod", BadRecipe, "t is 'prod'"),
     ("exp:tone", BadRecipe, "names an experiment"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
-from app.api.native import LAST_VERSION, REFUSALS, RecipeField
+from app.api.header_text import Actor
+from app.api.native import LAST_VERSION, REFUSALS, NameField, RecipeField
 from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.api.rights import needs
@@ -26,15 +27,6 @@ router = APIRouter(
     prefix="/v1/aliases", tags=["aliases"], dependencies=[Depends(json_only)], responses={**REFUSALS, **CONFLICTS}
 )
 
-From = Annotated[str | None, Header(alias="From", max_length=200, description="who moves it, for the history")]
-
-
-async def who(request: Request, given: From = None) -> str | None:
-    """The name of the caller's key, or where there are no keys, who he says he is."""
-    return getattr(request.state, "actor", given)
-
-
-By = Annotated[str | None, Depends(who)]
 IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the alias is at this version")]
 
 
@@ -54,7 +46,7 @@ class VersionReply(BaseModel):
     version: int
     recipe: str | None = Field(description="canonical text; null: the alias was deleted then")
     changed: datetime
-    by: str | None = Field(description="the name of the key that moved it, or without keys the `From` header")
+    by: str | None = Field(description="the name of the key that moved it, or without keys the `X-Tween-Actor` header")
 
 
 class AliasReply(VersionReply):
@@ -84,14 +76,16 @@ async def list_aliases(engine: TheEngine) -> AliasList:
 
 @router.get("/{name}")
 @needs("predict")
-async def get_alias(engine: TheEngine, name: str) -> AliasReply:
+async def get_alias(engine: TheEngine, name: NameField) -> AliasReply:
     """What an alias points at, since when, and what it pointed at before."""
     return _alias(engine.aliases, engine.aliases.get(name))
 
 
 @router.put("/{name}", responses={201: {"description": "made now", "model": MoveReply}})
 @needs("manage")
-async def put_alias(engine: TheEngine, name: str, body: AliasRequest, response: Response, by: By = None) -> MoveReply:
+async def put_alias(
+    engine: TheEngine, name: NameField, body: AliasRequest, response: Response, by: Actor = None
+) -> MoveReply:
     """Point an alias at a recipe, on every pod at once: all have the new blend in memory before traffic meets it. Of
     `auto` and `VARIANT@auto`, whose blends differ from text to text, they are made when they are first met."""
     if not names_alias(body.recipe):
@@ -103,7 +97,7 @@ async def put_alias(engine: TheEngine, name: str, body: AliasRequest, response: 
 
 @router.delete("/{name}")
 @needs("manage")
-async def delete_alias(engine: TheEngine, name: str, version: IfVersion = None, by: By = None) -> VersionReply:
+async def delete_alias(engine: TheEngine, name: NameField, version: IfVersion = None, by: Actor = None) -> VersionReply:
     """Take an alias away. Its history is kept for a week: a rollback brings it back."""
     move = await engine.aliases.delete(name, version, by)
     return _version(move.alias.versions[-1])
@@ -111,7 +105,7 @@ async def delete_alias(engine: TheEngine, name: str, version: IfVersion = None, 
 
 @router.post("/{name}/rollback")
 @needs("manage")
-async def roll_back(engine: TheEngine, name: str, version: IfVersion = None, by: By = None) -> MoveReply:
+async def roll_back(engine: TheEngine, name: NameField, version: IfVersion = None, by: Actor = None) -> MoveReply:
     """Point an alias where it pointed before; again, one step further back. Every step is a new version."""
     return _move(engine.aliases, await engine.aliases.step_back(name, version, by))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
+from app.api.header_text import Actor
 from app.api.meetings import TheExperiments
-from app.api.native import LAST_VERSION, REFUSALS
+from app.api.native import LAST_VERSION, REFUSALS, NameField
 from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.api.rights import needs
@@ -34,15 +35,6 @@ router = APIRouter(
     responses={**REFUSALS, **CONFLICTS},
 )
 
-Said = Annotated[str | None, Header(alias="X-Tween-Actor", max_length=200, description="who does it, for the audit")]
-
-
-async def who(request: Request, said: Said = None) -> str | None:
-    """The name of the caller's key, or where there are no keys, who he says he is."""
-    return getattr(request.state, "actor", said)
-
-
-Actor = Annotated[str | None, Depends(who)]
 IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the experiment is at this version")]
 
 
@@ -122,8 +114,8 @@ class AssignmentReply(BaseModel):
 class PromotionRequest(Plan):
     """`steps` and `step_seconds` matter where it is `guarded`."""
 
-    arm: str = Field(examples=["firm"])
-    alias: str = Field(examples=["prod"])
+    arm: NameField = Field(examples=["firm"])
+    alias: NameField = Field(examples=["prod"])
     guarded: bool = Field(False, description="step by step, and back by itself if a guardrail fails")
 
 
@@ -142,7 +134,7 @@ async def list_experiments(experiments: TheExperiments) -> ExperimentList:
 
 @router.get("/{name}")
 @needs("predict")
-async def get_experiment(experiments: TheExperiments, name: str) -> ExperimentReply:
+async def get_experiment(experiments: TheExperiments, name: NameField) -> ExperimentReply:
     """What an experiment is now."""
     return _reply(experiments, experiments.get(name))
 
@@ -152,7 +144,7 @@ async def get_experiment(experiments: TheExperiments, name: str) -> ExperimentRe
 async def put_experiment(
     engine: TheEngine,
     experiments: TheExperiments,
-    name: str,
+    name: NameField,
     body: Experiment,
     response: Response,
     version: IfVersion = None,
@@ -168,14 +160,16 @@ async def put_experiment(
 
 @router.post("/{name}/status")
 @needs("manage")
-async def set_status(experiments: TheExperiments, name: str, body: StatusRequest, by: Actor = None) -> ChangeReply:
+async def set_status(
+    experiments: TheExperiments, name: NameField, body: StatusRequest, by: Actor = None
+) -> ChangeReply:
     """Start, pause or stop it, on every pod. Before it starts, all have the arms' blends in memory."""
     return _changed(experiments, await experiments.set_status(name, body.status, body.version, by))
 
 
 @router.get("/{name}/audit")
 @needs("manage")
-async def get_audit(experiments: TheExperiments, name: str) -> AuditReply:
+async def get_audit(experiments: TheExperiments, name: NameField) -> AuditReply:
     """Who changed what, and when."""
     entries = [
         EntryReply(version=e.version, at=_time(e.at), by=e.by, action=e.action, changes=e.changes)
@@ -188,7 +182,7 @@ async def get_audit(experiments: TheExperiments, name: str) -> AuditReply:
 @needs("predict")
 async def get_assignment(
     experiments: TheExperiments,
-    name: str,
+    name: NameField,
     unit: Annotated[str | None, Query(description="the customer or conversation")] = None,
     attribute: Annotated[list[str] | None, Query(description="NAME=VALUE; may be repeated")] = None,
 ) -> AssignmentReply:
@@ -212,7 +206,7 @@ async def get_assignment(
 )
 @needs("manage")
 async def promote(
-    rollouts: TheRollouts, name: str, body: PromotionRequest, response: Response, by: Actor = None
+    rollouts: TheRollouts, name: NameField, body: PromotionRequest, response: Response, by: Actor = None
 ) -> PromotionReply:
     """Bring an arm's recipe behind an alias: at once, or for a growing share of units, back if a guardrail fails."""
     if not body.guarded:

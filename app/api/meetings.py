@@ -29,7 +29,11 @@ BASE = Recipe(())
 UNIT_HEADER = "X-Tween-Unit"
 
 UnitHeader = Annotated[
-    str | None, Header(alias=UNIT_HEADER, description="the unit, where the body names none: see `unit`")
+    str | None,
+    Header(
+        alias=UNIT_HEADER,
+        description="the unit, where the body names none: see `unit`. UTF-8; percent-encoding is decoded",
+    ),
 ]
 
 

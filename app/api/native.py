@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,17 +17,21 @@ from pydantic import (
 )
 
 from app.api.direct import Handler, json_only, read_json, write_json
+from app.api.header_text import header_text
 from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answer, experiments_of, meet
 from app.api.probes import TheEngine, engine_of
 from app.api.problems import Problem
 from app.api.rights import needs
 from app.errors import BadTexts
+from app.names import nfc
 from app.serving.adaptive import Choice
 from app.serving.blends import Cached
 from app.serving.engine import Answer
 from app.weights.automatic import Auto
 from app.weights.recipe import Recipe
 
+NameField = Annotated[str, AfterValidator(nfc)]
+"""A name as it is compared and kept."""
 RecipeField = Annotated[
     str | dict[str, Any],
     Field(
@@ -271,7 +276,8 @@ async def predict(
     """Classify texts with the weights that the recipe names."""
     given, texts = body.recipe, body.as_list()
     many, each = isinstance(given, list), given if isinstance(given, list) else [given]
-    met = await meet(experiments, each, unit if body.unit is None else body.unit, body.attributes, len(texts))
+    units = header_text(UNIT_HEADER, unit) if body.unit is None and unit is not None else body.unit
+    met = await meet(experiments, each, units, body.attributes, len(texts))
     if met is None:
         wanted, arms = [engine.wanted(one) for one in each], None
         recipes = [one for one in wanted if isinstance(one, Recipe)]

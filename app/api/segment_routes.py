@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Response
 from pydantic import BaseModel, Field
 
-from app.api.alias_routes import By
 from app.api.direct import json_only
+from app.api.header_text import Actor
 from app.api.meetings import TheExperiments
-from app.api.native import LAST_VERSION, REFUSALS
+from app.api.native import LAST_VERSION, REFUSALS, NameField
 from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.api.rights import needs
@@ -58,7 +58,7 @@ class EntropyReply(BaseModel):
 class LiveReply(BaseModel):
     version: int
     changed: datetime
-    by: str | None = Field(description="the name of the key that put it, or without keys the `From` header")
+    by: str | None = Field(description="the name of the key that put it, or without keys the `X-Tween-Actor` header")
 
 
 class SegmentsReply(BaseModel):
@@ -93,7 +93,7 @@ async def list_segments(engine: TheEngine) -> SegmentsList:
 
 @router.get("/{variant}")
 @needs("predict")
-async def get_segments(engine: TheEngine, variant: str) -> SegmentsReply:
+async def get_segments(engine: TheEngine, variant: NameField) -> SegmentsReply:
     """The t's by segment of a variant, or of `auto`."""
     return _reply(engine, engine.adaptive.table(variant))
 
@@ -102,11 +102,11 @@ async def get_segments(engine: TheEngine, variant: str) -> SegmentsReply:
 @needs("manage")
 async def put_segments(
     engine: TheEngine,
-    variant: str,
+    variant: NameField,
     table: Annotated[dict[str, Any], Body(description="segments.json, as `tween segments` writes it")],
     response: Response,
     version: IfVersion = None,
-    by: By = None,
+    by: Actor = None,
 ) -> SegmentsReply:
     """Put a table live on every pod, in place of the one that is live or in the bank file. Blends of its t's are made
     when they are first asked for."""
@@ -118,7 +118,7 @@ async def put_segments(
 @router.delete("/{variant}")
 @needs("manage")
 async def delete_segments(
-    engine: TheEngine, experiments: TheExperiments, variant: str, version: IfVersion = None, by: By = None
+    engine: TheEngine, experiments: TheExperiments, variant: NameField, version: IfVersion = None, by: Actor = None
 ) -> DeletedSegments:
     """Take the live table away: the one of the bank file is gone by again, where there is one. Where there is none, no
     alias and no experiment that is running or paused may need it."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,7 +21,21 @@ from pydantic import (
     model_validator,
 )
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+from app.names import MAX_NAME, is_name, nfc
+
+
+def _name(text: str) -> str:
+    """The name in NFC; raises `ValueError` for what can be none."""
+    name = nfc(text)
+    if not is_name(name, first="", further="_.-"):
+        raise ValueError(
+            f"a name has {MAX_NAME} letters and digits of any script, '_', '.' and '-' at most, "
+            "the first a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_name)]
 Word = Annotated[str, Field(max_length=256)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 

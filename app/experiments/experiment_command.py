@@ -150,7 +150,7 @@ def _ask(options: argparse.Namespace, method: str, path: str, body: object = Non
 def _open(options: argparse.Namespace, method: str, path: str, body: object = None) -> IO[bytes]:
     """The reply of the service, to be read; raises `BadExperiment` with its sentence where it refuses."""
     url = f"{options.server.rstrip('/')}/v1/experiments{'/' if path else ''}{path}"
-    headers = {"Content-Type": "application/json", "X-Tween-Actor": options.actor}
+    headers = {"Content-Type": "application/json", "X-Tween-Actor": quote(options.actor, errors="replace")}
     data = None if body is None else json.dumps(body).encode()
     try:
         reply: IO[bytes] = urlopen(with_key(Request(url, data, headers, method=method)), timeout=TIMEOUT)

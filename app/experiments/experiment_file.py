@@ -41,8 +41,8 @@ def check_name(name: str) -> str:
         return NAMES.validate_python(name)
     except ValidationError:
         raise BadExperiment(
-            f"{name[:64]!r} can be no experiment's name: 64 letters, digits, '_', '.' and '-' at most, "
-            "the first a letter or digit"
+            f"{name[:64]!r} can be no experiment's name: 64 letters and digits of any script, '_', '.' and '-' at "
+            "most, the first a letter or digit"
         ) from None
 
 

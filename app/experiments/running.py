@@ -25,6 +25,7 @@ from app.experiments.exposure import Exposure, Ledger
 from app.experiments.record import Record
 from app.experiments.rollout import OWN
 from app.experiments.sticky import Sticky
+from app.names import nfc
 from app.serving.aliases import DEFAULT
 from app.serving.following import Following
 from app.serving.warmth import Kept, Warmth
@@ -172,8 +173,8 @@ class Experiments:
             return None
         recipe = recipe.strip()
         if recipe.startswith(PREFIX):
-            return recipe.removeprefix(PREFIX).strip()
-        return self._rolled_out(recipe[1:]) if self._rollouts and recipe.startswith("@") else None
+            return nfc(recipe.removeprefix(PREFIX).strip())
+        return self._rolled_out(nfc(recipe[1:])) if self._rollouts and recipe.startswith("@") else None
 
     def _rolled_out(self, alias: str) -> str | None:
         """The experiment of a rollout. None as soon as the alias has moved, by it or by somebody else."""

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ from app.models.checkpoint import Checkpoint, Source, read_checkpoint, read_head
 from app.models.configuration import problem_type, read_config
 from app.models.network import Network, output_layer
 from app.models.token_range import check_token_ids
+from app.names import MAX_NAME, is_name, nfc
 from app.weights import geometry
 from app.weights.arena import BASE, Arena
 from app.weights.layout import Layout
-from app.weights.recipe import NAME, RESERVED
+from app.weights.recipe import RESERVED
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 VOLATILE_CONFIG = frozenset(
     "_name_or_path architectures dtype torch_dtype transformers_version use_cache id2label label2id finetuning_task"
@@ -63,6 +65,7 @@ class BankSpec:
         named: dict[str, Source] = {}
         for option in variants:
             name, equals, place = option.partition("=")
+            name = nfc(name)
             if not equals or not place:
                 raise BadBank(f"--variant {option}: write NAME=FOLDER")
             if name in named:
@@ -93,8 +96,8 @@ class BankSpec:
             raise BadBank(f"{path}: 'segments' must be a table of variants (or 'auto') and files")
         return cls(
             _source(document["base"], path, BASE),
-            {name: _source(value, path, name) for name, value in variants.items()},
-            {name: path.parent / file for name, file in segments.items()},
+            {name: _source(value, path, name) for name, value in _by_name(path, variants).items()},
+            {name: path.parent / file for name, file in _by_name(path, segments).items()},
         )
 
 
@@ -263,10 +266,22 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     return bank
 
 
+def _by_name(path: Path, table: Mapping[str, T]) -> dict[str, T]:
+    """A table of the bank file with its names in NFC."""
+    named: dict[str, T] = {}
+    for name, value in table.items():
+        if nfc(name) in named:
+            raise BadBank(f"{path} names {nfc(name)!r} twice")
+        named[nfc(name)] = value
+    return named
+
+
 def _check_names(spec: BankSpec) -> None:
     for name in spec.variants:
-        if not NAME.fullmatch(name):
-            raise BadBank(f"variant name {name!r}: use letters, digits, '_' and '-'")
+        if not is_name(name):
+            raise BadBank(
+                f"variant name {name!r}: use letters and digits of any script, '_' and '-', {MAX_NAME} at most"
+            )
         if name in RESERVED:
             raise BadBank(f"variant name {name!r} has a meaning of its own in recipes; choose another")
 

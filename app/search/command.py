@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.errors import BadData
+from app.names import nfc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -266,7 +267,7 @@ def variants_of(options: argparse.Namespace, provider: LocalProvider) -> list[st
     """The variants that --variant names, each of which must exist; none beside --line."""
     if options.line is not None:
         return []
-    names = list(dict.fromkeys(text.partition("=")[0] for text in options.variant))
+    names = list(dict.fromkeys(nfc(text.partition("=")[0]) for text in options.variant))
     for name in names:
         provider.cookbook.read(name)
     return names

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BadData
+from app.names import nfc
 from app.search.passes import digest_of
 from app.search.tables import Rows, read_rows
 
@@ -167,7 +168,7 @@ def dataset_of(name: str, rows: Rows, labels: Sequence[str], columns: Columns, l
     segments: NDArray[np.int64] | None = None
     segment_names: tuple[str, ...] = ()
     if "segment" in found:
-        segments, segment_names = _numbered([str(record[found["segment"]]) for record in records])
+        segments, segment_names = _numbered([nfc(str(record[found["segment"]])) for record in records])
     order = None
     if "time" in found:
         order = _order(

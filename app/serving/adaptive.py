@@ -23,6 +23,7 @@ from torch import Tensor
 
 from app.errors import UnknownSegments
 from app.models.tokens import Text
+from app.names import nfc
 from app.serving.live_tables import LiveTables
 from app.serving.segment_table import Entropy, SegmentTable, Setting
 from app.weights.arena import BASE
@@ -105,6 +106,7 @@ class Adaptive:
         return [next(guessed) if segment is None else self._looked_up(table, segment) for segment in segments]
 
     def _looked_up(self, table: SegmentTable, segment: str) -> Choice:
+        segment = nfc(segment)
         setting = table.segments.get(segment)
         if setting is None:
             return Choice(self._at(table, table.pooled), "pooled")

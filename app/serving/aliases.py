@@ -25,12 +25,13 @@ from dataclasses import dataclass
 
 from app.cache.document_store import DocumentStore
 from app.errors import AliasConflict, BadAlias, BadRecipe, TweenError, UnknownAlias
+from app.names import MAX_NAME, is_name
 from app.serving.alias_history import Alias
 from app.serving.blends import Blends
 from app.serving.following import Following, stands_at
 from app.serving.warmth import Kept, Warmth
 from app.weights.automatic import Auto
-from app.weights.recipe import NAME, Cookbook, Recipe, names_alias
+from app.weights.recipe import Cookbook, Recipe, names_alias
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ DEFAULT = "prod"
 ATTEMPTS = 10
 """How often a move without a version is tried while others move the same alias."""
 MAX_ALIASES = 100
-MAX_NAME = 64
 FORGET_SECONDS = 7 * 24 * 3600
 """After which a deleted alias is forgotten, its version numbers too."""
 
@@ -103,9 +103,10 @@ class Aliases:
         With a `version`, only if it is at that one (0: if it does not exist), else `AliasConflict`. Raises `BadAlias`
         for an impossible name, what the cookbook raises for the recipe, and `RedisAway`.
         """
-        if len(name) > MAX_NAME or not NAME.fullmatch(name):
+        if not is_name(name):
             raise BadAlias(
-                f"an alias's name has letters, digits, _ and -, {MAX_NAME} at most, and does not begin with -"
+                f"an alias's name has letters and digits of any script, _ and -, {MAX_NAME} at most, and does not "
+                "begin with -"
             )
         if names_alias(recipe):
             raise BadRecipe("an alias points at a recipe, not at another alias; write the recipe itself")

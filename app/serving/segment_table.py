@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from app.errors import BadSegments
+from app.names import nfc
 from app.serving.router import BUCKETS, Router
 from app.weights.arena import BASE
 from app.weights.automatic import AUTO
@@ -125,10 +126,12 @@ def table_of(document: object) -> SegmentTable:
         )
     across = document["format"] == ACROSS
     try:
-        variant = str(document["variant"])
+        variant = nfc(str(document["variant"]))
         if (variant == AUTO) != across:
             raise ValueError(f"the format {ACROSS!r} is that of {AUTO!r}, and of no other table")
         segments = {_named(name): _setting(value, across) for name, value in document["segments"].items()}
+        if len(segments) < len(document["segments"]):
+            raise ValueError("it has a segment twice, in two spellings")
         table = SegmentTable(
             variant=variant,
             bank=str(document["bank"]),
@@ -157,7 +160,7 @@ def _named(name: str) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError("a segment's name is not valid Unicode: it holds a lone surrogate") from None
-    return name
+    return nfc(name)
 
 
 def _filled(setting: Setting) -> dict[str, Any]:
@@ -167,9 +170,9 @@ def _filled(setting: Setting) -> dict[str, Any]:
 
 def _setting(value: Mapping[str, Any], across: bool) -> Setting:
     low, high = value["interval"]
-    variant = value["variant"] if across else None
-    if across and not isinstance(variant, str):
-        raise ValueError(f"variant is {str(variant)[:20]!r}, and must be the name of one, or {BASE!r}")
+    variant = nfc(value["variant"]) if across and isinstance(value["variant"], str) else None
+    if across and variant is None:
+        raise ValueError(f"variant is {str(value['variant'])[:20]!r}, and must be the name of one, or {BASE!r}")
     return Setting(
         _number("t of the base", value["t"], 0, 0) if variant == BASE else _number("t", value["t"], 0, 1),
         _number("temperature", value["temperature"], 0.05, 20),
@@ -204,7 +207,7 @@ def _written(router: Router) -> dict[str, object]:
 
 
 def _router(value: Mapping[str, Any], segments: Mapping[str, Setting]) -> Router:
-    names = tuple(value["segments"])
+    names = tuple(nfc(str(name)) for name in value["segments"])
     strangers = [str(name)[:60] for name in names if name not in segments]
     if strangers or not names:
         raise ValueError(f"the router tells {strangers[:1] or 'no segment'} apart, which the table does not have")

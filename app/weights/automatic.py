@@ -3,13 +3,13 @@ variant and a t by its segment."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.names import is_name, nfc
+
 AUTO = "auto"
 """The recipe that leaves the variant open, too; its table has the same name."""
-PATTERN = re.compile(r"\s*(?:auto|([A-Za-z0-9_-]+)\s*@\s*auto\s*(:\s*entropy\s*)?)\s*")
 
 
 @dataclass(frozen=True)
@@ -36,5 +36,14 @@ def automatic(recipe: object) -> Auto | None:
     if isinstance(recipe, Mapping) and set(recipe) <= {"variant", "t"} and isinstance(recipe.get("t"), str):
         t = recipe["t"].strip()
         recipe = f"{recipe['variant']}@{t}" if "variant" in recipe else t if t == AUTO else None
-    found = PATTERN.fullmatch(recipe) if isinstance(recipe, str) else None
-    return Auto(found[1], found[2] is not None) if found else None
+    return _read(recipe) if isinstance(recipe, str) else None
+
+
+def _read(text: str) -> Auto | None:
+    name, at, chosen = (part.strip() for part in text.partition("@"))
+    if not at:
+        return Auto(None) if name == AUTO else None
+    word, colon, how = (part.strip() for part in chosen.partition(":"))
+    if word != AUTO or (colon and how != "entropy") or not is_name(nfc(name)):
+        return None
+    return Auto(nfc(name), bool(colon))

@@ -25,6 +25,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
+from app.names import is_name, nfc
 from app.weights.automatic import AUTO, Auto, automatic
 
 BASE = "base"
@@ -34,7 +35,6 @@ MICRO = 1_000_000
 MAX_TEXT = 2_000
 COOLEST, HOTTEST = Decimal("0.05"), Decimal(20)
 """The temperatures that a recipe may name."""
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e-?\d{1,9})?", flags=re.ASCII)
 Ends = tuple[Decimal, Decimal]
 """t in the first and in the last layer."""
@@ -142,10 +142,10 @@ class Cookbook:
 
     def _behind(self, text: str) -> Recipe | Auto:
         """The recipe that an alias points at now."""
-        name = text.removeprefix("@")
+        name = nfc(text.removeprefix("@"))
         if name in self.aliases:
             return self.aliases[name]
-        if not NAME.fullmatch(name):
+        if not is_name(name):
             raise BadRecipe(f"{_shown(text)} names no alias: an alias stands alone, as in '@prod'")
         there = ", ".join(f"@{other}" for other in sorted(self.aliases)[:20]) or "none yet"
         raise UnknownAlias(f"no alias {_shown(name)}; aliases here: {there}. PUT /v1/aliases/NAME makes one")
@@ -158,6 +158,7 @@ class Cookbook:
             raise BadRecipe(f"the recipe has {len(text)} characters; at most {MAX_TEXT} are read")
         if not text:
             raise BadRecipe(f"the recipe is empty; write one such as '{self._example}' or 'base'")
+        text = nfc(text)
         method, colon, rest = text.partition(":")
         if colon and method.strip() == AUTO:
             raise BadRecipe(
@@ -309,9 +310,8 @@ class Cookbook:
         raise BadRecipe(f"no method {_shown(method)}; served: linear")
 
     def _member(self, name: object) -> str:
-        if name == BASE or name in self.variants:
-            assert isinstance(name, str)
-            return name
+        if isinstance(name, str) and nfc(name) in (BASE, *self.variants):
+            return nfc(name)
         if name == AUTO:
             raise BadRecipe(
                 "'auto' is no member: alone, it gives each text of /v1/predict the variant and t of its segment"
