@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -49,6 +50,7 @@ from app.api.server import Server
 from app.cache.cards import Cards
 from app.cache.client import AnyRedis
 from app.cache.document_store import DocumentStore
+from app.cache.headroom import Headroom
 from app.cache.memory import MemoryTier
 from app.cache.permits import Permits
 from app.cache.predictions import Predictions
@@ -353,7 +355,7 @@ async def start_experiments(
     await experiments.start()
     if settings.experiments is not None:
         await experiments.apply(read_experiments(settings.experiments), by=f"file {settings.experiments.name}")
-    ledger = await open_ledger(settings, engine, experiments, resources)
+    ledger = await open_ledger(settings, engine, experiments, sticky, resources)
 
     async def guardrails(name: str) -> list[str]:
         phases = await ledger.sums(name)
@@ -383,9 +385,9 @@ def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTa
 
 
 async def open_ledger(
-    settings: Settings, engine: Engine, experiments: Experiments, resources: AsyncExitStack
+    settings: Settings, engine: Engine, experiments: Experiments, sticky: Sticky, resources: AsyncExitStack
 ) -> EventLedger | NoLedger:
-    """Where exposures and outcomes are counted."""
+    """Where exposures and outcomes are counted; from here on, what grows with traffic leaves room in Redis."""
     if engine.redis is None:
         return NoLedger()
     folder = settings.spool
@@ -394,7 +396,13 @@ async def open_ledger(
     elif folder is None:  # what the private Redis has counted ends with this process, too
         folder = Path(resources.enter_context(TemporaryDirectory(prefix="tween-spool-")))
     store = LedgerStore(engine.redis.redis, settings.redis_namespace)
-    ledger = EventLedger(store, Spool(folder, settings.spool_mib * MIB), Followed(experiments))
+    followed = Followed(experiments)
+    headroom = Headroom(engine.redis.redis, lambda: store.size(followed.names(), time.time()))
+    meanwhile(headroom.run(), resources)
+    sticky.headroom = headroom
+    if engine.predictions is not None:
+        engine.predictions.headroom = headroom
+    ledger = EventLedger(store, Spool(folder, settings.spool_mib * MIB), followed, headroom)
     resources.push_async_callback(ledger.close)
     await ledger.start()
     experiments.ledger = ledger

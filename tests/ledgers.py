@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from app.cache.client import connect
+from app.cache.headroom import Headroom
 from app.cache.redis_url import RedisUrl
 from app.errors import RedisAway
 from app.experiments.events import Outcome
@@ -63,9 +64,11 @@ class Known:
 
 
 @asynccontextmanager
-async def ledger(url: str, folder: Path, mib: float = 64) -> AsyncIterator[EventLedger]:
+async def ledger(
+    url: str, folder: Path, mib: float = 64, headroom: Headroom | None = None
+) -> AsyncIterator[EventLedger]:
     client = connect(RedisUrl.parse(url))
-    made = EventLedger(LedgerStore(client.redis, "tween"), Spool(folder, int(mib * 2**20)), Known())
+    made = EventLedger(LedgerStore(client.redis, "tween"), Spool(folder, int(mib * 2**20)), Known(), headroom)
     await made.start()
     try:
         yield made

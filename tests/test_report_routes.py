@@ -44,6 +44,9 @@ class Ledger:
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}
 
+    async def unmet(self, name: str) -> dict[str, int]:
+        return {"waiting": 3, "beyond": 1_200, "outside": 7}
+
     async def sums(self, name: str) -> list[PhaseSums]:
         if self.away:
             raise RedisAway("Redis does not answer")

@@ -21,6 +21,9 @@ EVENTS = (
     "dropped_exposures",
     "refused_outcomes",
     "dropped_expired",
+    "untaken_draft",
+    "untaken_outside",
+    "untaken_beyond",
 )
 
 
@@ -48,3 +51,8 @@ class LedgerMetrics(Collector):
         spool.add_metric(["all"], self._ledger.spool.size)
         spool.add_metric(["unsent"], self._ledger.spool.unread)
         yield spool
+        yield GaugeMetricFamily(
+            "tween_redis_used_ratio",
+            "share of redis's memory that is taken, of what is not evicted: from 0.75 on, events wait on disk",
+            value=self._ledger.redis_used,
+        )

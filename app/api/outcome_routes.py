@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.responses import StreamingResponse
@@ -13,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
 from app.api.meetings import TheExperiments
-from app.api.native import REFUSALS
+from app.api.native import REFUSALS, NameField
 from app.api.rights import needs
 from app.experiments.assignment import check_unit
 from app.experiments.events import Outcome
 from app.experiments.ledger import EventLedger
 from app.experiments.no_ledger import NoLedger
 from app.experiments.unit_rows import FORMATS
+from app.experiments.unmet import WHY
 
 MOST_OUTCOMES = 10_000
 """In one call."""
@@ -44,7 +46,7 @@ class OutcomeBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     unit: str = Field(description="who did it, as in `predict`; may be told before the unit has been met")
-    metric: str = Field(max_length=64, description="a metric of the experiment", examples=["bought"])
+    metric: NameField = Field(max_length=256, description="a metric of the experiment", examples=["bought"])
     value: float = Field(1.0, ge=-LARGEST, le=LARGEST, allow_inf_nan=False, description="binary: above 0 is yes")
     id: str | None = Field(
         None, min_length=1, max_length=256, description="the same id twice counts once; without one, each post counts"
@@ -56,6 +58,8 @@ class OutcomeBody(BaseModel):
 
 class AcceptedReply(BaseModel):
     accepted: int = Field(description="outcomes that are on disk here, and will be counted once")
+    dropped: int = Field(0, description="outcomes that were not taken, as their unit was not met")
+    why: list[str] = Field(default_factory=list, description="why, a sentence for each reason")
 
 
 @router.post("/{name}/outcomes", status_code=202)
@@ -63,7 +67,8 @@ class AcceptedReply(BaseModel):
 async def post_outcomes(
     experiments: TheExperiments,
     ledger: TheLedger,
-    name: str,
+    request: Request,
+    name: NameField,
     body: Annotated[
         list[OutcomeBody],
         Body(
@@ -72,7 +77,7 @@ async def post_outcomes(
         ),
     ],
 ) -> AcceptedReply:
-    """Tell what units did. An answer of 202 is a promise that each outcome counts, and counts once."""
+    """Tell what units did. An answer of 202 is a promise that each one `accepted` counts, and counts once."""
     now = time.time()
     for one in body:
         check_unit(one.unit)
@@ -87,7 +92,10 @@ async def post_outcomes(
         )
         for one in body
     ]
-    return AcceptedReply(accepted=await ledger.record(name, experiments.get(name).experiment, outcomes))
+    who: str | None = getattr(request.state, "actor", None)
+    taken = await ledger.record(name, experiments.get(name).experiment, outcomes, who)
+    why = [f"{count} outcomes: {WHY[reason]}" for reason, count in sorted(taken.dropped.items())]
+    return AcceptedReply(accepted=len(taken.outcomes), dropped=taken.dropped.total(), why=why)
 
 
 @router.get(
@@ -99,14 +107,15 @@ async def post_outcomes(
 async def export(
     experiments: TheExperiments,
     ledger: TheLedger,
-    name: str,
+    name: NameField,
     format: Annotated[Literal["csv", "parquet"], Query(description="what kind of file")] = "csv",
 ) -> StreamingResponse:
     """A row for each unit and phase: arm, first exposure, exposures, propensity, covariate, and each metric's value."""
     write, media = FORMATS[format]
     pieces = write(ledger.records(name), experiments.get(name).experiment)
     first = await anext(pieces)  # what goes wrong at once is a problem and not half a file
-    headers = {"Content-Disposition": f'attachment; filename="{name}.{format}"'}
+    # RFC 6266: a name in any script is percent-encoded UTF-8
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}.{format}"}
     return StreamingResponse(_after(first, pieces), media_type=media, headers=headers)
 
 

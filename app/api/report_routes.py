@@ -10,12 +10,12 @@ from typing import Annotated, Literal, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 
-from app.api.native import REFUSALS
+from app.api.native import REFUSALS, NameField
 from app.api.probes import TheEngine
 from app.api.report_page import page
 from app.api.rights import needs
 from app.errors import BadRecipe, UnknownVariant
-from app.experiments.account import Report
+from app.experiments.account import Report, UnmetOutcomes
 from app.experiments.experiment import Experiment
 from app.experiments.judgement import judge
 from app.experiments.protocol import Amendment
@@ -34,6 +34,9 @@ class Sums(Protocol):
         """What reports have said and go on saying. Raises `RedisAway`."""
 
     async def latch(self, name: str, said: Mapping[str, str]) -> None: ...
+
+    async def unmet(self, name: str) -> dict[str, int]:
+        """Outcomes `waiting` for their unit to be met, and by reason those not taken. Raises `RedisAway`."""
 
 
 class Named(Protocol):
@@ -82,7 +85,7 @@ async def get_report(
     engine: TheEngine,
     ledger: Annotated[Sums, Depends(_sums)],
     experiments: Annotated[Definitions, Depends(_definitions)],
-    name: str,
+    name: NameField,
     format: Annotated[Literal["json", "html"], Query(description="html: a page to look at")] = "json",
 ) -> Report | HTMLResponse:
     """Lift on control with intervals that stay valid as it is looked at daily, and whether to trust it."""
@@ -96,7 +99,19 @@ async def get_report(
     )
     if fresh:
         await ledger.latch(name, fresh)
+    made = _with_unmet(made, await ledger.unmet(name))
     return HTMLResponse(page(name, made)) if format == "html" else made
+
+
+def _with_unmet(made: Report, counts: dict[str, int]) -> Report:
+    waiting, beyond = counts.pop("waiting"), counts.get("beyond", 0)
+    warning = f"{beyond:,} outcomes were refused because too many of units that nobody had met were waiting"
+    return made.model_copy(
+        update={
+            "unmet": UnmetOutcomes(waiting=waiting, untaken=counts),
+            "warnings": [*made.warnings, *([warning] if beyond else [])],
+        }
+    )
 
 
 def _recipes(cookbook: Cookbook, experiment: Experiment) -> Mapping[str, Recipe | Auto] | None:

@@ -35,6 +35,8 @@ from typing import NamedTuple
 import xxhash
 from redis.asyncio import Redis, RedisCluster
 
+from app.cache.headroom import PREDICTIONS, Headroom
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -95,6 +97,8 @@ class Predictions:
         alone."""
         self.memory_hits = self.redis_hits = self.misses = 0
         self.wrong = self.errors = self.writes = self.dropped = 0
+        self.headroom: Headroom | None = None
+        """Where Redis is too full, nothing more is written there."""
         self._redis = redis
         self._prefix = f"{namespace}:prediction:{FORMAT}:{products}"
         self._value = struct.Struct(f"<B{4 * classes}sQ")
@@ -138,7 +142,8 @@ class Predictions:
             self._near.popitem(last=False)
         if name is None or self._redis is None:
             return
-        if len(self._unwritten) >= MAX_UNWRITTEN or time.monotonic() < self._no_writes_until:
+        full = self.headroom is not None and self.headroom.used >= PREDICTIONS
+        if full or len(self._unwritten) >= MAX_UNWRITTEN or time.monotonic() < self._no_writes_until:
             self.dropped += 1
             return
         self._unwritten[name] = known.logits

@@ -165,6 +165,15 @@ class BanditArm(_Figures):
     left_out: bool = Field(False, description="a guardrail failed, so it gets no new units")
 
 
+class UnmetOutcomes(_Figures):
+    """Outcomes of units that the experiment has not met, on all pods."""
+
+    waiting: int = Field(description="kept until their unit is met, or given up after the window, three days at most")
+    untaken: dict[str, int] = Field(
+        description="refused since the experiment began: `outside`, by the hash of their unit; `beyond` what is kept"
+    )
+
+
 class Report(_Figures):
     """What an experiment says now."""
 
@@ -183,3 +192,4 @@ class Report(_Figures):
     outlook: Outlook
     bandit: list[BanditArm] | None
     warnings: list[str]
+    unmet: UnmetOutcomes | None = Field(default=None, description="outcomes of units that were not met")

@@ -117,6 +117,16 @@ def why_not(
         return "no unit"
     if any(attributes.get(attribute) not in values for attribute, values in experiment.targeting.items()):
         return "targeting"
+    return _outside(name, experiment, unit)
+
+
+def can_be_drawn(name: str, experiment: Experiment, unit: str) -> bool:
+    """Whether some request of this unit would be drawn an arm, as the experiment is defined now."""
+    return _outside(name, experiment, unit) is None
+
+
+def _outside(name: str, experiment: Experiment, unit: str) -> Reason | None:
+    """What the hash alone says."""
     if experiment.holdout and u(HOLDOUT_SALT, unit) < experiment.holdout:
         return "holdout"
     layer = experiment.layer

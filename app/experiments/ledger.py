@@ -24,6 +24,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from app.cache.client import FAULTS
+from app.cache.headroom import FOLDED, SENT, Headroom
 from app.errors import RedisAway, SpoolFull, UnknownMetric
 from app.experiments.events import Event, Outcome
 from app.experiments.experiment import Experiment
@@ -33,6 +34,7 @@ from app.experiments.ledger_store import PERIOD, Change, LedgerStore, period_of
 from app.experiments.spool import Segment, Spool
 from app.experiments.sums import PhaseSums
 from app.experiments.tally import read_sums
+from app.experiments.unmet import Admitted, Unmet, waits
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -82,14 +84,19 @@ class Definitions(Protocol):
 class EventLedger:
     """Takes note of events and folds them. Lives on one event loop; the disk has a thread of its own."""
 
-    def __init__(self, store: LedgerStore, spool: Spool, definitions: Definitions) -> None:
+    def __init__(
+        self, store: LedgerStore, spool: Spool, definitions: Definitions, headroom: Headroom | None = None
+    ) -> None:
+        """Without `headroom`, events are sent however full Redis is."""
         self.counts: Counter[str] = Counter()
         """exposures, outcomes: written down here; folded, duplicates, foreign: found in streams here; sent, resent:
         put into streams; refused_*, dropped_*: exposures and outcomes that were not taken, or too old to be told
-        from their repetitions."""
+        from their repetitions; untaken_*: outcomes of units that were not met (`unmet.py`)."""
         self.spool = spool
         self._store = store
         self._definitions = definitions
+        self._headroom = headroom
+        self._unmet = Unmet(store)
         self._pod = uuid.uuid4().hex
         self._disk = ThreadPoolExecutor(1, "tween-spool")
         self._exposures: list[bytes] = []
@@ -143,10 +150,14 @@ class EventLedger:
             self.counts["dropped_exposures"] += 1
             return
         self._pending += 1
+        self._unmet.met(exposure.experiment, exposure.unit)
         self._something.set()
 
-    async def record(self, name: str, experiment: Experiment, outcomes: Sequence[Outcome]) -> int:
-        """Take outcomes of an experiment; when this returns they are on disk, and will be counted.
+    async def record(
+        self, name: str, experiment: Experiment, outcomes: Sequence[Outcome], who: str | None = None
+    ) -> Admitted:
+        """Take outcomes of an experiment, of which `who` tells; when this returns, those that are taken are on disk,
+        and will be counted. Others are of units that were not met.
 
         Raises `UnknownMetric` and `SpoolFull`; then none was taken.
         """
@@ -156,11 +167,17 @@ class EventLedger:
                 raise UnknownMetric(
                     f"experiment {name!r} has no metric {outcome.metric!r}; metrics: {', '.join(known) or 'none'}"
                 )
-        if not outcomes:
-            return 0
         if self._pending >= MOST_PENDING or self._closing:
             self.counts["refused_outcomes"] += len(outcomes)
             raise SpoolFull("more events come than the disk takes; send this again a little later")
+        admitted = await self._unmet.admit(name, experiment, outcomes, who)
+        for why, count in admitted.dropped.items():
+            self.counts[f"untaken_{why}"] += count
+        if admitted.outcomes:
+            await self._write_soon(admitted.outcomes)
+        return admitted
+
+    async def _write_soon(self, outcomes: Sequence[Outcome]) -> None:
         now = time.time()
         written = asyncio.get_running_loop().create_future()
         self._outcomes.append(([Event(outcome, now).encoded() for outcome in outcomes], written))
@@ -168,7 +185,6 @@ class EventLedger:
         self._something.set()
         self._hurry.set()
         await written
-        return len(outcomes)
 
     async def sums(self, name: str) -> list[PhaseSums]:
         """What has been folded so far, by phase. Raises `RedisAway`."""
@@ -192,6 +208,14 @@ class EventLedger:
         """Keep what a report said, unless another one has answered the question before. Raises `RedisAway`."""
         try:
             await self._store.latch(name, said)
+        except FAULTS as error:
+            raise _away(error) from error
+
+    async def unmet(self, name: str) -> dict[str, int]:
+        """Outcomes that are `waiting` for their unit to be met, and by reason those that were not taken. Raises
+        `RedisAway`."""
+        try:
+            return await self._store.unmet(name)
         except FAULTS as error:
             raise _away(error) from error
 
@@ -279,6 +303,9 @@ class EventLedger:
             self._written.clear()
             await self._written.wait()
             return
+        if self._is_full(SENT):
+            await asyncio.sleep(IDLE)
+            return
         before = segment.read
         payloads = await self._on_disk(lambda: self.spool.read(SEND_BYTES))
         try:
@@ -348,6 +375,9 @@ class EventLedger:
 
     async def _fold_all(self) -> None:
         """A few events of every experiment; where there are none, nobody looks for a while."""
+        if self._is_full(FOLDED):
+            await asyncio.sleep(IDLE)
+            return
         busy = False
         for name in list(self._definitions.names()):
             now = time.monotonic()
@@ -401,7 +431,7 @@ class EventLedger:
                 record = UnitRecord.decoded(raw) if raw else UnitRecord()
                 for path, amount in fold(record, fresh[unit], definition).items():
                     change.sums[path] = change.sums.get(path, 0.0) + amount
-                until = max(event.received for event in fresh[unit]) + definition.window
+                until = max(event.received for event in fresh[unit]) + waits(definition)
                 change.units.append(
                     (unit, (raw or b"").decode(), record.encoded(), "" if record.meetings else str(until))
                 )
@@ -411,11 +441,21 @@ class EventLedger:
         """Fold what dead pods have left, and forget what is in nobody's interest any more."""
         await asyncio.sleep(HOUSEKEEPING_SECONDS * (0.5 + random.random()))
         for name in list(self._definitions.names()):
-            while entries := await self._store.reclaim(name, self._pod, RECLAIM_SECONDS, FOLD_EVENTS):
+            while not self._is_full(FOLDED) and (
+                entries := await self._store.reclaim(name, self._pod, RECLAIM_SECONDS, FOLD_EVENTS)
+            ):
                 await self._fold(name, entries)
             while await self._store.give_up(name, time.time(), FOLD_EVENTS) == FOLD_EVENTS:
                 pass
             await self._store.forget_pods(name, FORGET_PODS_SECONDS)
+
+    @property
+    def redis_used(self) -> float:
+        """The share of the memory of Redis that is taken (`cache/headroom.py`)."""
+        return 0.0 if self._headroom is None else self._headroom.used
+
+    def _is_full(self, share: float) -> bool:
+        return self.redis_used >= share
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)

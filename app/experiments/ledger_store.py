@@ -4,6 +4,9 @@
     NAMESPACE:exp:{NAME}:units         {unit: its record}
     NAMESPACE:exp:{NAME}:sums          {path: amount}
     NAMESPACE:exp:{NAME}:waiting       units that have done something and were not met yet, by when they are given up
+    NAMESPACE:exp:{NAME}:unmet         {unit: {who told: outcomes}} of these, and unmet:by {who told: outcomes of all of
+                                       these, "all": of everybody}, which bound them
+    NAMESPACE:exp:{NAME}:untaken       {why: outcomes that were not taken}
     NAMESPACE:exp:{NAME}:latches       {question: what a report said}, kept as it was first said (`latches.py`)
     NAMESPACE:exp:{NAME}:marks:N       marks of the events of one period, which say that they have been folded
     NAMESPACE:exp:{NAME}:sticky:ERA    {unit: its first draw}, of bandits (`sticky.py`)
@@ -16,7 +19,7 @@ a crash, an event is either still in the stream or counted with its mark, never 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -29,20 +32,40 @@ GROUP = "fold"
 PERIOD = 7 * DAY
 """Events are told apart from their repetitions for one to two periods after a pod took note of them."""
 SCAN = 500
-COMMIT = """
+RELEASE = """
+local function release(unmet, by, unit)
+    local held = redis.call('HGET', unmet, unit)
+    if not held then return end
+    for who, count in pairs(cjson.decode(held)) do
+        redis.call('HINCRBY', by, who, -count)
+        redis.call('HINCRBY', by, 'all', -count)
+    end
+    redis.call('HDEL', unmet, unit)
+    if redis.call('EXISTS', unmet) == 0 then redis.call('DEL', by) end
+end
+"""
+"""What a unit's outcomes held of the room for units that were not met is free again."""
+COMMIT = (
+    RELEASE
+    + """
 local units, sums, waiting, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local change = cjson.decode(ARGV[1])
 for _, unit in ipairs(change.units) do
     if (redis.call('HGET', units, unit[1]) or '') ~= unit[2] then return 0 end
 end
 for _, mark in ipairs(change.marks) do
-    for i = 5, #KEYS do
+    for i = 7, #KEYS do
         if redis.call('SISMEMBER', KEYS[i], mark[2]) == 1 then return 0 end
     end
 end
 for _, unit in ipairs(change.units) do
     redis.call('HSET', units, unit[1], unit[3])
-    if unit[4] == '' then redis.call('ZREM', waiting, unit[1]) else redis.call('ZADD', waiting, unit[4], unit[1]) end
+    if unit[4] == '' then
+        redis.call('ZREM', waiting, unit[1])
+        release(KEYS[5], KEYS[6], unit[1])
+    else
+        redis.call('ZADD', waiting, unit[4], unit[1])
+    end
 end
 for _, sum in ipairs(change.sums) do redis.call('HINCRBYFLOAT', sums, sum[1], sum[2]) end
 for _, mark in ipairs(change.marks) do
@@ -55,11 +78,54 @@ for _, entry in ipairs(change.entries) do
 end
 return 1
 """
-GIVE_UP = """
+)
+GIVE_UP = (
+    RELEASE
+    + """
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 redis.call('ZREM', KEYS[2], ARGV[1])
+release(KEYS[3], KEYS[4], ARGV[1])
 return 1
 """
+)
+ADMIT = """
+local units, waiting, unmet, by, untaken = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local who, till, asked = ARGV[1], ARGV[2], cjson.decode(ARGV[5])
+local all = tonumber(redis.call('HGET', by, 'all') or '0')
+local mine = tonumber(redis.call('HGET', by, who) or '0')
+local room = math.max(0, math.min(tonumber(ARGV[3]) - all, tonumber(ARGV[4]) - mine))
+local answer, taken, outside, beyond = {}, 0, 0, 0
+for i, one in ipairs(asked) do
+    local unit, count, possible = one[1], one[2], one[3]
+    local known = redis.call('ZSCORE', waiting, unit)
+    if not known and redis.call('HEXISTS', units, unit) == 1 then
+        answer[i] = count
+    elseif not known and not possible then
+        answer[i] = -1
+        outside = outside + count
+    else
+        local take = math.min(count, room - taken)
+        answer[i] = take
+        beyond = beyond + count - take
+        if take > 0 then
+            local held = cjson.decode(redis.call('HGET', unmet, unit) or '{}')
+            held[who] = (held[who] or 0) + take
+            redis.call('HSET', unmet, unit, cjson.encode(held))
+            if not known then redis.call('ZADD', waiting, till, unit) end
+            taken = taken + take
+        end
+    end
+end
+if taken > 0 then
+    redis.call('HINCRBY', by, who, taken)
+    redis.call('HINCRBY', by, 'all', taken)
+end
+if outside > 0 then redis.call('HINCRBY', untaken, 'outside', outside) end
+if beyond > 0 then redis.call('HINCRBY', untaken, 'beyond', beyond) end
+return answer
+"""
+"""How many outcomes of each unit are taken; -1: none, as no unit of that name can be met. Units that were met take as
+many as come."""
 
 
 @dataclass
@@ -137,13 +203,14 @@ class LedgerStore:
     async def commit(self, experiment: str, change: Change) -> bool:
         """Make a change in one step; False, and nothing is changed, if somebody else has folded meanwhile."""
         periods = _around(period for period, _ in change.marks)
-        keys = [self._key(experiment, part) for part in ("units", "sums", "waiting", "events")]
+        parts = ("units", "sums", "waiting", "events", "unmet", "unmet:by")
+        keys = [self._key(experiment, part) for part in parts]
         keys += [self._key(experiment, f"marks:{period}") for period in periods]
         document = {
             "units": change.units,
             "sums": [(path, repr(amount)) for path, amount in change.sums.items()],
             "marks": [
-                (5 + periods.index(period), mark, str(int((period + 2) * PERIOD))) for period, mark in change.marks
+                (7 + periods.index(period), mark, str(int((period + 2) * PERIOD))) for period, mark in change.marks
             ],
             "entries": change.entries,
         }
@@ -152,12 +219,46 @@ class LedgerStore:
 
     async def give_up(self, experiment: str, before: float, most: int) -> int:
         """Forget units that did something long ago and were never met; gives how many."""
-        units, waiting = self._key(experiment, "units"), self._key(experiment, "waiting")
+        keys = [self._key(experiment, part) for part in ("units", "waiting", "unmet", "unmet:by")]
+        units, waiting, *_ = keys
         due = cast(list[bytes], await self._redis.zrangebyscore(waiting, "-inf", before, start=0, num=most))
         for unit in due:
             record = await cast(Awaitable[bytes | None], self._redis.hget(units, unit.decode()))
-            await cast(Awaitable[int], self._redis.eval(GIVE_UP, 2, units, waiting, unit, record or b""))
+            await cast(Awaitable[int], self._redis.eval(GIVE_UP, 4, *keys, unit, record or b""))
         return len(due)
+
+    async def admit(
+        self,
+        experiment: str,
+        who: str,
+        until: float,
+        most: int,
+        most_of_one: int,
+        asked: Sequence[tuple[str, int, bool]],
+    ) -> list[int]:
+        """How many outcomes of each unit may be taken, from how many there are and whether the unit can be met at all;
+        -1 where it cannot, and was not. Outcomes of units that were not met yet hold room until they are met, or until
+        that moment: `most` for all who tell of outcomes, and `most_of_one` of these for each of them."""
+        keys = [self._key(experiment, part) for part in ("units", "waiting", "unmet", "unmet:by", "untaken")]
+        arguments = (f"by {who}", repr(until), str(most), str(most_of_one), json.dumps(asked))
+        return await cast(Awaitable[list[int]], self._redis.eval(ADMIT, len(keys), *keys, *arguments))
+
+    async def unmet(self, experiment: str) -> dict[str, int]:
+        """Outcomes that wait for their unit to be met, and by reason those that were not taken."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.hget(self._key(experiment, "unmet:by"), "all")
+        pipeline.hgetall(self._key(experiment, "untaken"))
+        waiting, untaken = await pipeline.execute()
+        return {"waiting": int(waiting or 0), **{why.decode(): int(count) for why, count in untaken.items()}}
+
+    async def size(self, experiments: Iterable[str], now: float) -> int:
+        """What events, units and marks of these take in Redis, by its own estimate."""
+        parts = ["events", "units", "sums", "waiting", "unmet", *(f"marks:{n}" for n in _around([period_of(now)]))]
+        pipeline = self._redis.pipeline(transaction=False)
+        for experiment in experiments:
+            for part in parts:
+                pipeline.memory_usage(self._key(experiment, part))
+        return sum(size or 0 for size in await pipeline.execute())
 
     async def forget_pods(self, experiment: str, idle: float) -> None:
         """Take pods out of the group that have been silent for so many seconds and owe nothing."""

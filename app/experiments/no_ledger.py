@@ -10,6 +10,7 @@ from app.experiments.experiment import Experiment
 from app.experiments.exposure import Exposure
 from app.experiments.folding import UnitRecord
 from app.experiments.sums import PhaseSums
+from app.experiments.unmet import Admitted
 
 WHY = "this service has no Redis, and without one experiments are not counted; set REDIS_URL"
 
@@ -20,7 +21,12 @@ class NoLedger:
     def expose(self, exposure: Exposure) -> None:
         pass
 
-    async def record(self, name: str, experiment: Experiment, outcomes: Sequence[Outcome]) -> int:
+    async def record(
+        self, name: str, experiment: Experiment, outcomes: Sequence[Outcome], who: str | None = None
+    ) -> Admitted:
+        raise RedisAway(WHY)
+
+    async def unmet(self, name: str) -> dict[str, int]:
         raise RedisAway(WHY)
 
     async def sums(self, name: str) -> list[PhaseSums]:

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from app.cache.client import AnyRedis, Client, Unavailable
+from app.cache.headroom import SENT, Headroom
 
 TRUSTED_SECONDS = 60.0
 """For so long after Redis has told of a unit it is not asked again."""
@@ -35,6 +36,8 @@ class Sticky:
 
     def __init__(self, client: Client | None, namespace: str) -> None:
         """Without a `client`, this process alone remembers them."""
+        self.headroom: Headroom | None = None
+        """Where Redis is too full, no more draws are written there."""
         self._client = client
         self._namespace = namespace
         self._known: dict[Key, tuple[str, float]] = {}
@@ -45,7 +48,8 @@ class Sticky:
         now = time.monotonic()
         known = {key: self._known.get(key, (draw, 0.0)) for key, draw in drawn.items()}
         found = {key: draw for key, (draw, _) in known.items()}
-        told = await self._ask({key: draw for key, (draw, until) in known.items() if until <= now}, keep)
+        full = self.headroom is not None and self.headroom.used >= SENT
+        told = await self._ask({key: draw for key, (draw, until) in known.items() if until <= now}, keep and not full)
         found |= told
         if keep:
             for key, draw in found.items():
