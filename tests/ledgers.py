@@ -130,10 +130,11 @@ def expected(events: Iterable[Exposure | Outcome], now: float) -> list[PhaseSums
             phases[event.phase].arms[shadow].agreements += agreed
     for (unit, number), first in firsts.items():
         phase = phases[number]
-        later = [other.at for (owner, _), other in firsts.items() if owner == unit and other.at > first.at]
-        end = min([first.at + TONE.window, *(at - 1e-9 for at in later)])
+        others = [other.at for (owner, _), other in firsts.items() if owner == unit and other is not first]
+        end = min([first.at + TONE.window, *(at - 1e-9 for at in others if at > first.at)])
+        start = first.at if any(at < first.at for at in others) else first.at - 60
         values = {
-            metric.name: _value(metric, [o for o in outcomes if o.unit == unit and first.at <= o.at <= end])
+            metric.name: _value(metric, [o for o in outcomes if o.unit == unit and start <= o.at <= end])
             for metric in TONE.metrics
         }
         arm = phase.arms[first.arm]

@@ -10,7 +10,7 @@ import pytest
 from app.experiments import statistics
 from app.experiments.account import Report
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import failing_guardrails, judge, report
+from app.experiments.judgement import failing_guardrails, judge, report, with_uncounted
 from app.experiments.protocol import Amendment
 from app.experiments.sums import ArmSums, PhaseSums
 from app.weights.recipe import Cookbook
@@ -121,10 +121,15 @@ def test_phases_are_compared_within_themselves() -> None:
     good = binary_phase({"control": (400, 1_000), "warm": (3_300, 9_000)}, {"control": 0.1, "warm": 0.9}, number=2)
     found = report(experiment(), [poor, good], NOW)
     control, warm = found.metrics[0].arms
-    assert (warm.mean or 0) > 3 * (control.mean or 1)
-    assert found.metrics[0].comparisons[0].lift < 0
+    lift = found.metrics[0].comparisons[0].lift
+    assert lift < 0 and (warm.mean or 0) - (control.mean or 0) == pytest.approx(lift), "means say what the lift says"
+    assert (warm.units, control.units) == (10_000, 10_000)
     assert [one.phase for one in found.metrics[0].phases] == [1, 2]
     assert all(one.lift < 0 for one in found.metrics[0].phases)
+    assert [(one.mean, one.control) for one in found.metrics[0].phases] == [
+        pytest.approx((0.03, 0.05)),
+        pytest.approx((3_300 / 9_000, 0.4)),
+    ]
     assert any("2 phases" in warning for warning in found.warnings)
 
 
@@ -220,6 +225,17 @@ def test_shadow_arms_are_compared_by_the_labels_that_they_give() -> None:
 def test_units_beyond_the_plan_are_warned_about() -> None:
     found = two((1000, 10_000), (1030, 10_000), planned_units=15_000)
     assert any("more than the 15,000 that were planned" in warning for warning in found.warnings)
+
+
+def test_outcomes_that_count_nowhere_are_told_with_their_reason() -> None:
+    found = two((1000, 10_000), (1300, 10_000))
+    assert with_uncounted(found, {}).warnings == found.warnings
+    told = with_uncounted(found, {"before exposure": 1_200, "not met": 1})
+    assert told.uncounted == {"before exposure": 1_200, "not met": 1}
+    assert told.warnings[-1] == (
+        "1,201 outcomes count nowhere: 1,200 more than a minute before their unit met it, 1 of units that have not met "
+        "the experiment; see docs/ledger.md"
+    )
 
 
 def test_a_report_goes_over_the_wire() -> None:

@@ -55,13 +55,18 @@ def test_what_units_did_is_counted_once_and_exported(service: Service) -> None:
     assert post(service, *({"unit": unit, "metric": "bought", "id": f"order-{unit}"} for unit in units[:20])) == 20
     assert post(service, {"unit": units[0], "metric": "spent", "value": 2.5, "at": time.time() + 5}) == 1
     assert post(service, {"unit": units[0], "metric": "spent", "value": 9, "at": time.time() - 99}) == 1
-    until(lambda: counts(service)["folded"] == 52 and counts(service)["duplicates"] == 20)
+    assert post(service, {"unit": units[0], "metric": "spent", "value": 1, "id": f"order-{units[0]}"}) == 1
+    assert post(service, {"unit": "never met", "metric": "bought"}) == 1
+    until(lambda: counts(service)["folded"] == 54 and counts(service)["duplicates"] == 20)
+    assert service.client.get(f"{PATH}/report").json()["uncounted"] == {"before exposure": 1, "not met": 1}
     written = service.client.get(f"{PATH}/export")
     assert written.headers["content-type"].startswith("text/csv")
     rows = {row["unit"]: row for row in csv.DictReader(io.StringIO(written.text))}
     assert [rows[unit]["arm"] for unit in units] == arms
     assert [rows[unit]["bought"] for unit in units] == ["1.0"] * 20 + ["0.0"] * 10
-    assert rows[units[0]]["spent"] == "2.5", "what was done before the exposure is not counted"
+    assert rows[units[0]]["spent"] == "3.5", (
+        "what was done long before the exposure is not counted, one id of two metrics is"
+    )
     stored = service.client.get(f"{PATH}/export", params={"format": "parquet"})
     assert {row["unit"] for row in parquet.read_table(io.BytesIO(stored.content)).to_pylist()} == set(units)
 

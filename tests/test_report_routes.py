@@ -52,6 +52,9 @@ class Ledger:
             raise RedisAway("Redis does not answer")
         return [binary_phase(COUNTS, halves(list(COUNTS)))]
 
+    async def uncounted(self, name: str) -> dict[str, int]:
+        return {"after window": 2}
+
     async def latches(self, name: str) -> dict[str, str]:
         return self.kept
 
@@ -79,6 +82,8 @@ def test_figures_come_as_json(client: TestClient) -> None:
     found = Report.model_validate(client.get("/v1/experiments/tone/report").json())
     assert found.sentence.startswith("warm beats plain by 1.5 to 4.5 points of bought; ")
     assert found.metrics[0].dose is not None
+    assert found.uncounted == {"after window": 2}
+    assert found.warnings[-1].startswith("2 outcomes count nowhere: 2 after their unit's window")
 
 
 def test_what_is_said_is_kept(client: TestClient, ledger: Ledger) -> None:

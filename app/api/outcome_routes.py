@@ -17,7 +17,7 @@ from app.api.meetings import TheExperiments
 from app.api.native import REFUSALS, NameField
 from app.api.rights import needs
 from app.experiments.assignment import check_unit
-from app.experiments.events import Outcome
+from app.experiments.events import Outcome, outcome_id
 from app.experiments.ledger import EventLedger
 from app.experiments.no_ledger import NoLedger
 from app.experiments.unit_rows import FORMATS
@@ -49,7 +49,10 @@ class OutcomeBody(BaseModel):
     metric: NameField = Field(max_length=256, description="a metric of the experiment", examples=["bought"])
     value: float = Field(1.0, ge=-LARGEST, le=LARGEST, allow_inf_nan=False, description="binary: above 0 is yes")
     id: str | None = Field(
-        None, min_length=1, max_length=256, description="the same id twice counts once; without one, each post counts"
+        None,
+        min_length=1,
+        max_length=256,
+        description="the same id of a unit and metric counts once; without one, each post",
     )
     at: float | None = Field(
         None, ge=0, le=1e11, allow_inf_nan=False, description="when, seconds since 1970; by default now"
@@ -57,7 +60,9 @@ class OutcomeBody(BaseModel):
 
 
 class AcceptedReply(BaseModel):
-    accepted: int = Field(description="outcomes that are on disk here, and will be counted once")
+    accepted: int = Field(
+        description="outcomes that are on disk here, and will be counted once or told of as `uncounted`"
+    )
     dropped: int = Field(0, description="outcomes that were not taken, as their unit was not met")
     why: list[str] = Field(default_factory=list, description="why, a sentence for each reason")
 
@@ -77,13 +82,14 @@ async def post_outcomes(
         ),
     ],
 ) -> AcceptedReply:
-    """Tell what units did. An answer of 202 is a promise that each one `accepted` counts, and counts once."""
+    """Tell what units did. An answer of 202 is a promise that each one `accepted` is counted once, or told of by the
+    report under `uncounted`, with the reason."""
     now = time.time()
     for one in body:
         check_unit(one.unit)
     outcomes = [
         Outcome(
-            id=one.id or uuid.uuid4().hex,
+            id=uuid.uuid4().hex if one.id is None else outcome_id(one.unit, one.metric, one.id),
             experiment=name,
             unit=one.unit,
             metric=one.metric,

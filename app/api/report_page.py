@@ -134,10 +134,10 @@ def _span(metric: MetricReport, span: Span) -> str:
 
 
 def _phases(metric: MetricReport) -> list[list[str]]:
-    rows = [["phase", "arm", "lift", "single look"]]
+    rows = [["phase", "arm", "mean", "control's mean", "lift", "single look"]]
     for one in metric.phases:
-        lift = _number(metric, one.lift, points=True)
-        rows.append([str(one.phase), one.arm, lift, _span(metric, one.interval)])
+        numbers = [_number(metric, one.mean), _number(metric, one.control), _number(metric, one.lift, points=True)]
+        rows.append([str(one.phase), one.arm, *numbers, _span(metric, one.interval)])
     return rows
 
 

@@ -17,7 +17,7 @@ from app.api.rights import needs
 from app.errors import BadRecipe, UnknownVariant
 from app.experiments.account import Report, UnmetOutcomes
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import judge
+from app.experiments.judgement import judge, with_uncounted
 from app.experiments.protocol import Amendment
 from app.experiments.sums import PhaseSums
 from app.weights.automatic import Auto
@@ -29,6 +29,9 @@ class Sums(Protocol):
 
     async def sums(self, name: str) -> Sequence[PhaseSums]:
         """Of every phase so far, oldest first. Raises `RedisAway` where nobody can tell."""
+
+    async def uncounted(self, name: str) -> dict[str, int]:
+        """Outcomes that count nowhere, by why. Raises `RedisAway`."""
 
     async def latches(self, name: str) -> dict[str, str]:
         """What reports have said and go on saying. Raises `RedisAway`."""
@@ -92,14 +95,14 @@ async def get_report(
     record = experiments.get(name)
     experiment, recipes = record.experiment, _recipes(engine.cookbook, record.experiment)
     phases = [phase for phase in await ledger.sums(name) if phase.phase >= record.judged_from]
-    latched = await ledger.latches(name)
+    latched, uncounted = await ledger.latches(name), await ledger.uncounted(name)
     # Bounds and draws take some milliseconds of numpy, which requests should not wait for.
     made, fresh = await asyncio.to_thread(
         judge, experiment, phases, time.time(), recipes, record.left_out, record.amendments, latched
     )
     if fresh:
         await ledger.latch(name, fresh)
-    made = _with_unmet(made, await ledger.unmet(name))
+    made = with_uncounted(_with_unmet(made, await ledger.unmet(name)), uncounted)
     return HTMLResponse(page(name, made)) if format == "html" else made
 
 

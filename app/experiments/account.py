@@ -38,7 +38,7 @@ class ArmFigures(_Figures):
 class ArmValue(_Figures):
     arm: str
     units: int
-    mean: float | None = Field(description="over units, all phases together; of a ratio metric, sum / sum")
+    mean: float | None = Field(description="over units, phases weighted as in the lift; of a ratio metric, sum / sum")
     variance: float | None = Field(description="of one unit's value; of a ratio metric, of its linearized value")
 
 
@@ -86,6 +86,8 @@ class PhaseLift(_Figures):
 
     phase: int
     arm: str
+    mean: float
+    control: float = Field(description="mean of control in this phase")
     lift: float
     interval: Span
 
@@ -191,5 +193,8 @@ class Report(_Figures):
     sample_ratio: SampleRatio | None
     outlook: Outlook
     bandit: list[BanditArm] | None
+    uncounted: dict[str, int] = Field(
+        default_factory=dict, description="outcomes that count nowhere, by why", examples=[{"before exposure": 3}]
+    )
     warnings: list[str]
     unmet: UnmetOutcomes | None = Field(default=None, description="outcomes of units that were not met")

@@ -32,6 +32,7 @@ from app.experiments.statistics import (
     FEWEST,
     Estimate,
     adjusted,
+    cochran,
     difference,
     fixed_critical,
     fixed_p,
@@ -105,7 +106,7 @@ def compare(context: Context, metric: Metric) -> MetricReport:
         unit="share" if metric.kind == "binary" and metric.per is None else "amount",
         decides=metric == context.deciding,
         margin=metric.margin,
-        arms=[_value(context, metric, arm) for arm in context.arms],
+        arms=[_value(context, metric, arm, plain) for arm in context.arms],
         comparisons=comparisons,
         phases=phases,
         variance_removed=_removed(plain, best),
@@ -219,9 +220,11 @@ def _phase_lifts(context: Context, arm: str, by_phase: Sequence[ByArm]) -> list[
     found = []
     for phase, by_arm in zip(context.phases, by_phase, strict=True):
         if arm in by_arm and context.experiment.control in by_arm:
-            change = difference(by_arm[arm], by_arm[context.experiment.control])
+            one, control = by_arm[arm], by_arm[context.experiment.control]
+            change = difference(one, control)
             interval = _span(change, fixed_critical(change.degrees, ALPHA))
-            found.append(PhaseLift(phase=phase.phase, arm=arm, lift=change.value, interval=interval))
+            means = {"mean": one.value, "control": control.value}
+            found.append(PhaseLift(phase=phase.phase, arm=arm, lift=change.value, interval=interval, **means))
     return found
 
 
@@ -246,18 +249,26 @@ def _removed(plain: Sequence[ByArm], best: Sequence[ByArm]) -> float | None:
     return 1 - after / before if before > 0 and after != before else None
 
 
-def _value(context: Context, metric: Metric, arm: str) -> ArmValue:
-    """All phases together, without the covariate."""
+def _value(context: Context, metric: Metric, arm: str, plain: Sequence[ByArm]) -> ArmValue:
+    """All phases together, weighted as in the lift: were they pooled, a change of shares would pass for an effect in
+    the means. Without the covariate."""
     moments, units = _pooled(context, metric, arm)
     found = None
     if units >= FEWEST:
         found = ratio(moments, units) if metric.per is not None else mean(moments, units, metric.kind == "binary")
-    return ArmValue(
-        arm=arm,
-        units=units,
-        mean=found.value if found else None,
-        variance=found.squared_error * units if found else None,
-    )
+    weighted = [(_weight(context, by_arm, arm), by_arm[arm].value) for by_arm in plain if arm in by_arm]
+    whole = sum(weight for weight, _ in weighted)
+    value = sum(weight * value for weight, value in weighted) / whole if whole else found.value if found else None
+    return ArmValue(arm=arm, units=units, mean=value, variance=found.squared_error * units if found else None)
+
+
+def _weight(context: Context, by_arm: ByArm, arm: str) -> float:
+    """Of a phase, in an arm's mean; in control's, all that it has in the lifts."""
+    control = context.experiment.control
+    if control not in by_arm:
+        return 0.0
+    arms = context.compared if arm == control else [arm]
+    return sum(cochran(by_arm[name], by_arm[control]) for name in arms if name in by_arm)
 
 
 def _pooled(context: Context, metric: Metric, arm: str) -> tuple[Moments, int]:

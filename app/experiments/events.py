@@ -18,6 +18,8 @@ from app.experiments.exposure import Exposure
 MARK_BYTES = 9
 """72 bits: among a hundred million events, two share a mark with a probability of one in a million."""
 
+ID_BYTES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -29,6 +31,11 @@ class Outcome:
     metric: str
     value: float
     at: float
+
+
+def outcome_id(unit: str, metric: str, given: str) -> str:
+    """The id of an outcome whose sender gave one: an order's number tells outcomes of one unit and metric apart."""
+    return hashlib.blake2b(json.dumps([unit, metric, given]).encode(), digest_size=ID_BYTES).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ A unit's record holds everything that its sums follow from, so the order in whic
 - Its arm in a phase is that of its earliest exposure there, and so are its propensity and covariate. Further exposures
   are only counted.
 - An outcome belongs to the phase that the unit had met last before it, and counts there if it falls into the window
-  after the unit's first exposure in that phase. Earlier and later ones count nowhere.
+  after the unit's first exposure in that phase. One that lies up to `SKEW` before the unit's first exposure of all
+  belongs to that: the clock of whoever posted it may be slow. Others count nowhere, and are counted by why.
 - Its value of a metric is the sum of its outcomes (binary: 1 if any is above 0), at most the metric's cap.
 
 A unit that has not been met yet has a record too: its outcomes wait for the exposure, which may come later by another
@@ -15,9 +16,11 @@ way. After so many outcomes a unit's record takes no more of them: nobody does t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Literal
 
 from app.experiments.events import Event, Outcome
 from app.experiments.experiment import Experiment
@@ -25,6 +28,12 @@ from app.experiments.exposure import Exposure
 
 MOST_OUTCOMES = 1_000
 HOUR = 3_600
+SKEW = 60.0
+"""Seconds that an outcome may lie before its unit's first exposure and count all the same."""
+UNCOUNTED = "0/-/uncounted"
+"""Where sums have the outcomes that count nowhere, by why: a phase and an arm that no experiment has."""
+
+Why = Literal["not met", "before exposure", "after window", "too many"]
 
 Sums = dict[str, float]
 """By path, such as `1/warm/units`; what the paths mean is in `tally.py`."""
@@ -55,22 +64,27 @@ class UnitRecord:
     """Time, metric, value."""
     surplus: int = 0
     """Outcomes beyond the most that are kept."""
+    uncounted: dict[Why, int] = field(default_factory=dict)
+    """Outcomes that count nowhere, by why."""
 
     def encoded(self) -> str:
         meetings = {
             phase: [m.id, m.at, m.arm, m.propensity, m.covariate, m.exposures, m.values]
             for phase, m in self.meetings.items()
         }
-        return json.dumps([self.events, meetings, self.outcomes, self.surplus], separators=(",", ":"))
+        # Versions before `uncounted` read records of four parts, and may still run beside this one.
+        parts = [self.events, meetings, self.outcomes, self.surplus, *([self.uncounted] if self.uncounted else [])]
+        return json.dumps(parts, separators=(",", ":"))
 
     @classmethod
     def decoded(cls, raw: str | bytes) -> UnitRecord:
-        events, meetings, outcomes, surplus = json.loads(raw)
+        events, meetings, outcomes, surplus, *uncounted = json.loads(raw)
         return cls(
             events,
             {int(phase): Meeting(*parts) for phase, parts in meetings.items()},
             [(at, metric, value) for at, metric, value in outcomes],
             surplus,
+            *uncounted,
         )
 
 
@@ -93,7 +107,7 @@ def fold(record: UnitRecord, events: Iterable[Event], experiment: Experiment) ->
 
 def contribution(record: UnitRecord, experiment: Experiment) -> Sums:
     """What a unit adds to the sums over units."""
-    sums: Sums = {}
+    sums: Sums = {f"{UNCOUNTED}/{why}": count for why, count in record.uncounted.items()}
     for phase, meeting in record.meetings.items():
         day = datetime.fromtimestamp(meeting.at, UTC).date().isoformat()
         x, weight = meeting.covariate, 1 / meeting.propensity
@@ -140,11 +154,16 @@ def _keep(record: UnitRecord, outcome: Outcome) -> None:
 def _settle(record: UnitRecord, experiment: Experiment) -> None:
     """Work out what the unit did in each phase."""
     found: dict[int, dict[str, list[float]]] = {phase: {} for phase in record.meetings}
+    uncounted: Counter[Why] = Counter()
     for at, metric, value in record.outcomes:
-        met = [(meeting.at, phase) for phase, meeting in record.meetings.items() if meeting.at <= at]
-        first, phase = max(met, default=(0.0, 0))
-        if met and at <= first + experiment.window:
+        phase, why = _phase_of(record, at, experiment.window)
+        if why is None:
             found[phase].setdefault(metric, []).append(value)
+        else:
+            uncounted[why] += 1
+    if record.surplus:
+        uncounted["too many"] = record.surplus
+    record.uncounted = dict(uncounted)
     for phase, meeting in record.meetings.items():
         meeting.values = {}
         for definition in experiment.metrics:
@@ -154,6 +173,17 @@ def _settle(record: UnitRecord, experiment: Experiment) -> None:
                 value = min(value, definition.cap)
             if value:
                 meeting.values[definition.name] = value
+
+
+def _phase_of(record: UnitRecord, at: float, window: float) -> tuple[int, Why | None]:
+    """The phase that an outcome at this time counts in, or why it counts in none."""
+    met = sorted((meeting.at, phase) for phase, meeting in record.meetings.items())
+    if not met:
+        return 0, "not met"
+    if at < met[0][0] - SKEW:
+        return 0, "before exposure"
+    first, phase = max((one for one in met if one[0] <= at), default=met[0])
+    return phase, None if at <= first + window else "after window"
 
 
 def _add(sums: Sums, more: Sums) -> None:

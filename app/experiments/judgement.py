@@ -105,6 +105,12 @@ def judge(
     return made, latching.fresh if trustworthy else {}
 
 
+def with_uncounted(made: Report, uncounted: Mapping[str, int]) -> Report:
+    """The report, with the outcomes that count nowhere and a sentence about them."""
+    warnings = [*made.warnings, *plain_words.uncounted_warning(uncounted)]
+    return made.model_copy(update={"uncounted": dict(uncounted), "warnings": warnings})
+
+
 def failing_guardrails(experiment: Experiment, phases: Sequence[PhaseSums]) -> dict[str, list[str]]:
     """By arm that fails now, a sentence for each of its guardrails, as in the report, without the rest of it."""
     context = Context(experiment, phases, (), bandit.decisive(experiment), None)

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, get_args
 
 from app.cache.client import FAULTS
 from app.cache.headroom import FOLDED, SENT, Headroom
@@ -29,11 +29,11 @@ from app.errors import RedisAway, SpoolFull, UnknownMetric
 from app.experiments.events import Event, Outcome
 from app.experiments.experiment import Experiment
 from app.experiments.exposure import Exposure
-from app.experiments.folding import UnitRecord, fold
+from app.experiments.folding import UNCOUNTED, UnitRecord, Why, fold
 from app.experiments.ledger_store import PERIOD, Change, LedgerStore, period_of
 from app.experiments.spool import Segment, Spool
 from app.experiments.sums import PhaseSums
-from app.experiments.tally import read_sums
+from app.experiments.tally import read_sums, read_uncounted
 from app.experiments.unmet import Admitted, Unmet, waits
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,13 @@ class EventLedger:
         except FAULTS as error:
             raise _away(error) from error
         return read_sums(fields, definition, self._definitions.shares(name), time.time())
+
+    async def uncounted(self, name: str) -> dict[str, int]:
+        """Outcomes so far that count nowhere, by why. Raises `RedisAway`."""
+        try:
+            return read_uncounted(await self._store.some_sums(name, [f"{UNCOUNTED}/{why}" for why in get_args(Why)]))
+        except FAULTS as error:
+            raise _away(error) from error
 
     async def latches(self, name: str) -> dict[str, str]:
         """What reports have said and go on saying, by question. Raises `RedisAway`."""

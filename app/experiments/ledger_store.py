@@ -275,6 +275,12 @@ class LedgerStore:
         answer = await cast(Awaitable[Mapping[bytes, bytes]], self._redis.hgetall(self._key(experiment, "sums")))
         return {path.decode(): float(amount) for path, amount in answer.items()}
 
+    async def some_sums(self, experiment: str, paths: Sequence[str]) -> dict[str, float]:
+        """Those of some paths, 0 where there is none."""
+        key = self._key(experiment, "sums")
+        amounts = await cast(Awaitable[list[bytes | None]], self._redis.hmget(key, list(paths)))
+        return {path: float(amount or 0) for path, amount in zip(paths, amounts, strict=True)}
+
     async def latches(self, experiment: str) -> dict[str, str]:
         found = await cast(Awaitable[dict[bytes, bytes]], self._redis.hgetall(self._key(experiment, "latches")))
         return {question.decode(): said.decode() for question, said in found.items()}

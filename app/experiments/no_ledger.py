@@ -32,6 +32,9 @@ class NoLedger:
     async def sums(self, name: str) -> list[PhaseSums]:
         raise RedisAway(WHY)
 
+    async def uncounted(self, name: str) -> dict[str, int]:
+        raise RedisAway(WHY)
+
     async def latches(self, name: str) -> dict[str, str]:
         raise RedisAway(WHY)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from app.experiments.account import ArmFigures, BanditArm, Comparison, MetricReport, Outlook, SampleRatio, Span
@@ -82,6 +82,23 @@ def twyman_warning(metric: MetricReport, one: Comparison) -> str | None:
         f"{one.arm} changes {metric.metric} by {100 * one.relative:+.0f} %: gains above {100 * TOO_GOOD:.0f} % are "
         "more often mistakes than discoveries, so check exposures, double posts and outcomes by day first"
     )
+
+
+UNCOUNTED = {
+    "not met": "of units that have not met the experiment",
+    "before exposure": "more than a minute before their unit met it",
+    "after window": "after their unit's window",
+    "too many": "beyond the most that one unit is counted for",
+}
+
+
+def uncounted_warning(uncounted: Mapping[str, int]) -> list[str]:
+    """How many outcomes count nowhere, and why."""
+    if not uncounted:
+        return []
+    parts = ", ".join(f"{count:,} {UNCOUNTED.get(why, why)}" for why, count in uncounted.items())
+    total = sum(uncounted.values())
+    return [f"{total:,} {'outcome counts' if total == 1 else 'outcomes count'} nowhere: {parts}; see docs/ledger.md"]
 
 
 def amended_warnings(amendments: Sequence[Amendment]) -> list[str]:

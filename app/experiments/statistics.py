@@ -151,10 +151,15 @@ def strata(pairs: Sequence[tuple[Estimate, Estimate]]) -> tuple[Estimate, Estima
     Strata are phases, within which shares are constant: comparing within them keeps a change of shares from passing
     for an effect (Simpson's paradox). These weights are the best ones where the effect is the same in every stratum.
     """
-    weights = [arm.units * control.units / (arm.units + control.units) for arm, control in pairs]
+    weights = [cochran(arm, control) for arm, control in pairs]
     whole = sum(weights)
     shares = [weight / whole for weight in weights]
     return _average([arm for arm, _ in pairs], shares), _average([control for _, control in pairs], shares)
+
+
+def cochran(arm: Estimate, control: Estimate) -> float:
+    """The weight of a stratum."""
+    return arm.units * control.units / (arm.units + control.units)
 
 
 def _average(parts: Sequence[Estimate], shares: Sequence[float]) -> Estimate:

@@ -6,6 +6,7 @@ One hash holds them all, by path:
     PHASE/ARM/hours/HOUR                   units by the hour since 1970 of their first exposure
     PHASE/ARM/metrics/METRIC/SUM           SUM is a field of `Moments`
     PHASE/ARM/days/DATE/units, DATE/y/METRIC, DATE/yy/METRIC
+    0/-/uncounted/WHY                      outcomes that count in no phase and arm
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from app.experiments.experiment import Experiment
-from app.experiments.folding import HOUR
+from app.experiments.folding import HOUR, UNCOUNTED
 from app.experiments.sums import ArmSums, Day, Moments, PhaseSums
 
 
@@ -29,6 +30,8 @@ def read_sums(
             phase.arms[arm] = ArmSums(metrics={metric: Moments() for metric in metrics})
     closed = now - experiment.window
     for path, amount in fields.items():
+        if path.startswith(UNCOUNTED):
+            continue
         first, arm, *rest = path.split("/")
         phase = phases.setdefault(int(first), PhaseSums(int(first), {}, {}))
         sums = phase.arms.setdefault(arm, ArmSums(metrics={metric: Moments() for metric in metrics}))
@@ -48,6 +51,12 @@ def read_sums(
                 for moments in sums.metrics.values():
                     moments.x_missing = round(amount)
     return [phases[number] for number in sorted(phases)]
+
+
+def read_uncounted(fields: Mapping[str, float]) -> dict[str, int]:
+    """Outcomes that count nowhere, by why."""
+    found = {path.rpartition("/")[2]: round(amount) for path, amount in fields.items() if path.startswith(UNCOUNTED)}
+    return {why: count for why, count in sorted(found.items()) if count}
 
 
 def _note(day: Day, what: list[str], amount: float) -> None:
