@@ -60,10 +60,10 @@ from app.errors import BadBank, BadSegments, BadSettings, TweenError
 from app.experiments.bandits import Bandits
 from app.experiments.experiment_file import read_experiments
 from app.experiments.followed import Followed
-from app.experiments.judgement import failing_guardrails
 from app.experiments.ledger import EventLedger
 from app.experiments.ledger_store import LedgerStore
 from app.experiments.no_ledger import NoLedger
+from app.experiments.rollout_judge import LedgerJudge
 from app.experiments.rollouts import Rollouts
 from app.experiments.running import Experiments
 from app.experiments.spool import Spool, default_folder
@@ -356,13 +356,7 @@ async def start_experiments(
     if settings.experiments is not None:
         await experiments.apply(read_experiments(settings.experiments), by=f"file {settings.experiments.name}")
     ledger = await open_ledger(settings, engine, experiments, sticky, resources)
-
-    async def guardrails(name: str) -> list[str]:
-        phases = await ledger.sums(name)
-        failing = await asyncio.to_thread(failing_guardrails, experiments.get(name).experiment, phases)
-        return [sentence for sentences in failing.values() for sentence in sentences]
-
-    rollouts = Rollouts(experiments, engine.aliases, store, guardrails)
+    rollouts = Rollouts(experiments, engine.aliases, store, LedgerJudge(experiments, ledger))
     bandits = Bandits(experiments, store, ledger.sums)
     meanwhile(rollouts.run(), resources)
     meanwhile(bandits.run(), resources)

@@ -205,7 +205,15 @@ SOUND: dict[str, list[Any]] = {
     "POST /v1/experiments/{name}/status": [{"status": "running"}, {"status": "paused", "version": 2}],
     "POST /v1/experiments/{name}/promote": [
         {"arm": "firm", "alias": "prod"},
-        {"arm": "firm", "alias": "prod", "guarded": True, "steps": [0.5, 1], "step_seconds": 60},
+        {
+            "arm": "firm",
+            "alias": "prod",
+            "guarded": True,
+            "steps": [0.5, 1],
+            "step_seconds": 60,
+            "step_units": 100,
+            "force": True,
+        },
     ],
     "POST /v1/experiments/{name}/outcomes": [
         [{"unit": CANARY, "metric": "bought", "value": 1, "id": CANARY, "at": 1}],

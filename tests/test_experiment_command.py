@@ -46,7 +46,7 @@ def test_an_experiment_by_its_commands(tween: Callable[..., str], tmp_path: Path
     assert tween("pause", "tone").startswith("tone: paused, version 2")
     assert tween("start", "tone").startswith("tone: running, version 3")
     assert tween("promote", "tone", "--arm", "firm") == "@prod -> angry@0.4, now\n"
-    assert "by experiment rollout.prod" in tween("promote", "tone", "--arm", "mild", "--guarded")
+    assert "by experiment rollout.prod" in tween("promote", "tone", "--arm", "mild", "--guarded", "--force")
     assert tween("stop", "tone").startswith("tone: stopped")
     shown = json.loads(tween("show", "tone"))
     assert (shown["status"], shown["definition"]["coverage"]) == ("stopped", 0.5)

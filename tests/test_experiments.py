@@ -288,6 +288,7 @@ arms = [
     {{ name = "mild", recipe = "base", share = 0.5 }},
     {{ name = "firm", recipe = {{ variant = "angry", t = 0.4 }}, share = 0.5 }},
 ]
+metrics = [{{ name = "solved", role = "guardrail" }}]
 """
 
 

@@ -18,8 +18,11 @@ from servers import until
 from test_experiments import detail, get, put, step
 from test_meetings import Book, predict
 
+from app.errors import RedisAway
 from app.experiments import driving
-from app.experiments.rollout import Plan
+from app.experiments.exposure import Exposure
+from app.experiments.ledger import EventLedger
+from app.experiments.rollout import Evidence, Plan
 from app.models.bank import BankSpec
 
 UNITS = [f"customer-{i}" for i in range(60)]
@@ -27,18 +30,29 @@ OLD, NEW = "polite@0.5", "angry@0.4"
 
 
 class Guard:
-    """Guardrails that do what they are told: fail with these sentences, or have no answer."""
+    """A judge who says what it is told: all is well after units enough, or these guardrails fail, or no answer."""
 
     def __init__(self) -> None:
         self.failures: list[str] = []
+        self.mismatch: str | None = None
+        self.against: list[str] = []
         self.asked: set[str] = set()
         self.is_away = False
+        self.closes = 100
+        """Units of an arm whose window has closed at each time it is asked."""
+        self.closed = 0
 
-    async def __call__(self, name: str) -> list[str]:
+    async def evidence(self, name: str) -> Evidence:
         self.asked.add(name)
         if self.is_away:
-            raise ConnectionError("no report")
-        return self.failures
+            raise RedisAway("no report")
+        self.closed += self.closes
+        return Evidence(self.failures, self.closed, self.mismatch)
+
+    async def objections(self, name: str, arm: str) -> list[str]:
+        if self.is_away:
+            raise RedisAway("no report")
+        return self.against
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +73,7 @@ def pods(serve: Callable[..., Service], spec: BankSpec, redis: Redis, guard: Gua
 
 
 def prepared(service: Service, guard: Guard) -> Service:
-    service.app.state.rollouts.guardrails = guard
+    service.app.state.rollouts.judge = guard
     if service.client.get("/v1/aliases/prod").status_code == 404:
         service.client.put("/v1/aliases/prod", json={"recipe": OLD})
         put(service.client, status="running", metrics=[{"name": "solved", "role": "guardrail"}])
@@ -113,6 +127,12 @@ def test_an_arm_is_promoted_at_once(pods: list[Service]) -> None:
         ("tone", {"arm": "firm", "alias": "none", "guarded": True}, 404, "no alias 'none'"),
         ("tone", {"arm": "firm", "alias": "prod", "guarded": True, "steps": [0.7, 1]}, 422, "steps rise"),
         ("tone", {"arm": "firm", "alias": "prod", "guarded": True, "step_seconds": 0}, 422, "greater than 0"),
+        (
+            "tone",
+            {"arm": "firm", "alias": "prod", "guarded": True, "step_units": 99},
+            422,
+            "greater than or equal to 100",
+        ),
         ("tone", {"arm": "firm"}, 422, "'alias' is missing"),
     ],
 )
@@ -126,6 +146,150 @@ def test_bad_input_gets_one_clear_sentence(
 def test_steps_rise_to_half_and_then_to_everybody(steps: tuple[float, ...]) -> None:
     with pytest.raises(ValidationError):
         Plan(steps=steps)
+
+
+GUARDRAIL = {"name": "solved", "role": "guardrail"}
+LEDGERS: dict[httpx.Client, EventLedger] = {}
+"""Of the pods that clients talk to."""
+
+
+@pytest.fixture
+def client(serve: Callable[..., Service], spec: BankSpec, redis: Redis, tmp_path: Path) -> httpx.Client:
+    """A pod that judges by its own ledger; `@prod` points at the old recipe."""
+    service = serve(spec, spool=tmp_path)
+    service.client.put("/v1/aliases/prod", json={"recipe": OLD})
+    LEDGERS[service.client] = service.app.state.ledger
+    return service.client
+
+
+def lived(client: httpx.Client, name: str, units: dict[str, str], solved: Callable[[str], bool], hours: float) -> None:
+    """Have units meet these arms so many hours ago, and do what they did then; returns once all is counted."""
+    at, phase = time.time() - 3600 * hours, get(client, name)["phase"]
+    for unit, arm in units.items():
+        LEDGERS[client].expose(Exposure(f"{name}-{unit}", name, phase, arm, unit, at, 0.5))
+    outcomes = [{"unit": unit, "metric": "solved", "id": unit, "at": at + 1} for unit in units if solved(unit)]
+    if outcomes:
+        reply = client.post(f"/v1/experiments/{name}/outcomes", json=outcomes)
+        assert reply.json()["accepted"] == len(outcomes)
+
+    def counted() -> tuple[int, float]:
+        report = client.get(f"/v1/experiments/{name}/report").json()
+        means = [(arm["units"], arm["mean"] or 0) for arm in report["metrics"][0]["arms"]]
+        return sum(arm["units"] for arm in report["arms"]), round(sum(n * mean for n, mean in means))
+
+    until(lambda: counted() == (len(units), len(outcomes)))
+
+
+def split(arms: tuple[str, str], first: int, second: int, prefix: str = "u") -> dict[str, str]:
+    return {f"{prefix}-{arm}-{i}": arm for arm, count in zip(arms, (first, second), strict=True) for i in range(count)}
+
+
+# -- where the report says no --------------------------------------------------------------------------
+
+
+def test_an_arm_whose_guardrail_fails_is_promoted_by_force_alone(client: httpx.Client) -> None:
+    put(client, status="running", metrics=[GUARDRAIL])
+    lived(client, "tone", split(("mild", "firm"), 150, 150), lambda unit: "mild" in unit, hours=0)
+    for body in ({}, {"plan": HALF}):
+        said = detail(promote(client, **body), 409)
+        assert "speaks against arm 'firm': Guardrail solved fails: firm is worse than mild by " in said
+        assert "'force': true" in said and alias(client) == OLD
+    assert promote(client, arm="mild").status_code == 200, "nothing speaks against control"
+    assert promote(client, force=True).status_code == 200 and alias(client) == NEW
+    (entry, *_) = client.get("/v1/experiments/tone/audit").json()["audit"]
+    assert entry["action"].startswith("promoted arm 'firm' to @prod by force against: Guardrail solved fails: ")
+    assert entry["by"] == "ada"
+
+
+def test_an_arm_that_loses_or_is_not_split_as_configured_is_not_promoted(client: httpx.Client) -> None:
+    put(client, status="running", metrics=[{"name": "solved", "role": "primary"}])
+    lived(client, "tone", split(("mild", "firm"), 150, 150), lambda unit: "mild" in unit, hours=0)
+    assert "firm is worse than mild by" in detail(promote(client), 409)
+    put(client, status="running", metrics=[{"name": "solved", "role": "primary"}], name="tones")
+    lived(client, "tones", split(("mild", "firm"), 150, 50), lambda unit: unit.endswith("0"), hours=0)
+    reply = client.post("/v1/experiments/tones/promote", json={"arm": "firm", "alias": "prod"})
+    assert "Sample-ratio mismatch" in detail(reply, 409)
+
+
+def test_without_a_report_force_alone_promotes(pods: list[Service], guard: Guard) -> None:
+    guard.is_away = True
+    assert "no report" in detail(promote(pods[0].client), 503)
+    assert promote(pods[0].client, force=True).status_code == 200
+    (entry, *_) = pods[0].client.get("/v1/experiments/tone/audit").json()["audit"]
+    assert entry["action"] == "promoted arm 'firm' to @prod by force against: the report could not be had: no report"
+
+
+def test_a_rollout_that_nothing_would_guard_is_refused(client: httpx.Client) -> None:
+    put(client, status="running", metrics=[{"name": "solved", "role": "primary"}])
+    said = detail(promote(client, plan=HALF), 409)
+    assert "'tone' has no guardrail metric" in said and "or promote the arm without 'guarded'" in said
+    assert client.get("/v1/experiments/rollout.prod").status_code == 404
+
+
+# -- what a step needs ---------------------------------------------------------------------------------
+
+
+QUICK = {"steps": [0.25, 0.5, 1], "step_seconds": 0.05}
+
+
+def waits_for(client: httpx.Client) -> list[str]:
+    found: list[str] = get(client, "rollout.prod")["waits_for"]
+    return found
+
+
+def test_without_traffic_no_step_is_taken_and_the_status_says_why(client: httpx.Client) -> None:
+    put(client, status="running", metrics=[GUARDRAIL])
+    promote(client, plan=QUICK)
+    time.sleep(0.3)  # six steps' time
+    assert rollout(client)["step"] == 0 and alias(client) == OLD
+    assert waits_for(client) == [
+        "0 of 100 units of each arm have closed their window since this step began",
+        "no outcome of solved has come to rollout.prod",
+    ]
+    step(client, "paused", "rollout.prod")
+    assert waits_for(client) == ["it is paused"]
+
+
+def test_each_step_needs_units_of_its_own_whose_window_has_closed(client: httpx.Client) -> None:
+    put(client, status="running", window=600, metrics=[GUARDRAIL])
+    promote(client, plan=QUICK)
+    young = split(("old", "new"), 150, 150)
+    lived(client, "rollout.prod", young, lambda unit: unit.endswith("0"), hours=0)
+    assert waits_for(client) == ["0 of 100 units of each arm have closed their window since this step began"]
+    assert rollout(client)["step"] == 0
+
+
+def test_units_enough_take_one_step_and_more_of_them_the_next(client: httpx.Client) -> None:
+    put(client, status="running", window=600, metrics=[GUARDRAIL])
+    promote(client, plan=QUICK)
+    first = split(("old", "new"), 120, 130)
+    lived(client, "rollout.prod", first, lambda unit: unit.endswith("0"), hours=3)
+    until(lambda: rollout(client)["step"] == 1)
+    assert rollout(client)["closed"] == 120
+    time.sleep(0.2)
+    assert waits_for(client) == ["0 of 100 units of each arm have closed their window since this step began"]
+    assert alias(client) == OLD
+
+
+def test_units_that_are_not_split_alike_hold_a_step_up(client: httpx.Client) -> None:
+    put(client, status="running", window=600, metrics=[GUARDRAIL])
+    promote(client, plan=QUICK)
+    lived(client, "rollout.prod", split(("old", "new"), 250, 120), lambda unit: unit.endswith("0"), hours=3)
+    time.sleep(0.2)
+    assert rollout(client)["step"] == 0
+    (said,) = waits_for(client)
+    assert said.startswith("Sample-ratio mismatch: ") and "old 250, new 120" in said
+
+
+def test_what_an_earlier_rollout_did_says_nothing_about_this_one(client: httpx.Client) -> None:
+    put(client, status="running", window=600, metrics=[GUARDRAIL])
+    promote(client, plan=QUICK)
+    lived(client, "rollout.prod", split(("old", "new"), 150, 150), lambda unit: "old" in unit, hours=3)
+    until(lambda: rollout(client)["outcome"] == "rolled back")
+    promote(client, plan=QUICK)
+    time.sleep(0.2)
+    assert rollout(client)["outcome"] == "going" and rollout(client)["step"] == 0
+    assert client.get("/v1/experiments/rollout.prod/report").json()["sentence"] == "No units yet."
 
 
 # -- step by step --------------------------------------------------------------------------------------
@@ -220,14 +384,15 @@ def test_outcomes_that_are_worse_roll_back_what_goes_well_stays(
 
 
 def test_without_a_report_no_step_is_taken(pods: list[Service], guard: Guard) -> None:
+    promote(pods[0].client, plan={"steps": [0.25, 0.5, 1], "step_seconds": 0.3})
     guard.is_away = True
-    promote(pods[0].client, plan={"steps": [0.25, 0.5, 1], "step_seconds": 0.05})
     until(lambda: guard.asked)
     asked = guard.asked
     for _ in range(3):
         asked.clear()
         until(lambda: asked)
     assert rollout(pods[0].client)["step"] == 0
+    assert waits_for(pods[0].client) == ["the report cannot be had: no report"]
     guard.is_away = False
     until(lambda: rollout(pods[0].client)["outcome"] == "done")
 

@@ -198,7 +198,8 @@ def test_an_alias_may_be_rolled_out_to_it(pod: Callable[[], httpx.Client], table
     put(client, table)
     client.put("/v1/aliases/prod", json={"recipe": "angry@0.4"})
     arms = [{"name": name, "recipe": recipe, "share": 0.5} for name, recipe in (("old", "angry@0.4"), ("new", "auto"))]
-    assert client.put("/v1/experiments/tone", json={"arms": arms, "control": "old"}).status_code == 201
+    body = {"arms": arms, "control": "old", "metrics": [{"name": "solved", "role": "guardrail"}]}
+    assert client.put("/v1/experiments/tone", json=body).status_code == 201
     plan = {"arm": "new", "alias": "prod", "guarded": True, "steps": [0.5, 1], "step_seconds": 600}
     begun = client.post("/v1/experiments/tone/promote", json=plan)
     assert begun.status_code == 202, begun.text

@@ -73,6 +73,11 @@ class ExperimentReply(BaseModel):
     rollout: Rollout | None = Field(
         None, exclude_if=lambda value: value is None, description="of what the service makes to promote an arm"
     )
+    waits_for: list[str] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="of a rollout under way, asked for by name: what its next step still needs",
+    )
     served: bool = Field(description="units meet this version on the pod that answers")
     shared: bool = Field(description="every pod on this Redis sees it; false: this process alone, as there is no Redis")
 
@@ -112,11 +117,12 @@ class AssignmentReply(BaseModel):
 
 
 class PromotionRequest(Plan):
-    """`steps` and `step_seconds` matter where it is `guarded`."""
+    """`steps`, `step_seconds` and `step_units` matter where it is `guarded`."""
 
     arm: NameField = Field(examples=["firm"])
     alias: NameField = Field(examples=["prod"])
     guarded: bool = Field(False, description="step by step, and back by itself if a guardrail fails")
+    force: bool = Field(False, description="even where the report speaks against the arm; the audit says so")
 
 
 class PromotionReply(BaseModel):
@@ -134,9 +140,11 @@ async def list_experiments(experiments: TheExperiments) -> ExperimentList:
 
 @router.get("/{name}")
 @needs("predict")
-async def get_experiment(experiments: TheExperiments, name: NameField) -> ExperimentReply:
-    """What an experiment is now."""
-    return _reply(experiments, experiments.get(name))
+async def get_experiment(experiments: TheExperiments, rollouts: TheRollouts, name: NameField) -> ExperimentReply:
+    """What an experiment is now; of a rollout under way, also what it waits for."""
+    record = experiments.get(name)
+    going = record.rollout is not None and record.rollout.outcome == "going"
+    return _reply(experiments, record, await rollouts.waits_for(record) if going else None)
 
 
 @router.put("/{name}", responses={201: {"description": "made now", "model": ChangeReply}})
@@ -210,10 +218,10 @@ async def promote(
 ) -> PromotionReply:
     """Bring an arm's recipe behind an alias: at once, or for a growing share of units, back if a guardrail fails."""
     if not body.guarded:
-        move = await rollouts.promote(name, body.arm, body.alias, by)
+        move = await rollouts.promote(name, body.arm, body.alias, by, body.force)
         return PromotionReply(alias=body.alias, recipe=str(move.alias.recipe), rollout=None)
-    plan = Plan(steps=body.steps, step_seconds=body.step_seconds)
-    record = await rollouts.begin(name, body.arm, body.alias, plan, by)
+    plan = Plan(steps=body.steps, step_seconds=body.step_seconds, step_units=body.step_units)
+    record = await rollouts.begin(name, body.arm, body.alias, plan, by, body.force)
     response.status_code = 202
     return PromotionReply(alias=body.alias, recipe=str(record.experiment.arm("new").recipe), rollout=record.name)
 
@@ -229,7 +237,7 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _reply(experiments: Experiments, record: Record) -> ExperimentReply:
+def _reply(experiments: Experiments, record: Record, waits_for: list[str] | None = None) -> ExperimentReply:
     phases = [
         PhaseReply(
             number=p.number, began=None if p.began is None else _time(p.began), shares=p.shares, left_out=p.left_out
@@ -247,6 +255,7 @@ def _reply(experiments: Experiments, record: Record) -> ExperimentReply:
         changed=_time(last.at),
         by=last.by,
         rollout=record.rollout,
+        waits_for=waits_for,
         served=experiments.is_served(record),
         shared=experiments.shared,
     )

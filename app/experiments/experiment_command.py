@@ -41,6 +41,10 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     promote.add_argument("--alias", default="prod")
     promote.add_argument("--guarded", action="store_true", help="step by step, back by itself if a guardrail fails")
     promote.add_argument("--step-seconds", type=float, default=3600, help="how long each step is watched (3600)")
+    promote.add_argument(
+        "--step-units", type=int, default=100, help="least units of each arm that close their window in each step (100)"
+    )
+    promote.add_argument("--force", action="store_true", help="even where the report speaks against the arm")
     promote.set_defaults(act=_promote)
     export = commands.add_parser("export", help="what each unit met and did, a row for each")
     export.add_argument("--format", choices=("csv", "parquet"), default="csv", help="what kind of file (csv)")
@@ -81,8 +85,9 @@ def _set_status(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace) -> int:
-    body = {"arm": options.arm, "alias": options.alias}
-    plan = {"guarded": True, "step_seconds": options.step_seconds} if options.guarded else {}
+    body = {"arm": options.arm, "alias": options.alias, "force": options.force}
+    steps = {"step_seconds": options.step_seconds, "step_units": options.step_units}
+    plan = {"guarded": True, **steps} if options.guarded else {}
     reply = _ask(options, "POST", f"{quote(options.name)}/promote", {**body, **plan})
     how = f"by experiment {reply['rollout']}" if reply["rollout"] else "now"
     print(f"@{reply['alias']} -> {reply['recipe']}, {how}")

@@ -12,6 +12,7 @@ from app.experiments.dose import doses_of
 from app.experiments.experiment import Experiment
 from app.experiments.latches import Latches, Latching
 from app.experiments.protocol import Amendment
+from app.experiments.rollout import Evidence
 from app.experiments.sequential import ALPHA, looks_at
 from app.experiments.sums import ArmSums, Moments, PhaseSums
 from app.weights.automatic import Auto
@@ -121,6 +122,42 @@ def failing_guardrails(experiment: Experiment, phases: Sequence[PhaseSums]) -> d
 def failing_arms(experiment: Experiment, phases: Sequence[PhaseSums]) -> dict[str, str]:
     """Arms with a guardrail that fails now, and the first sentence about it."""
     return {arm: sentences[0] for arm, sentences in failing_guardrails(experiment, phases).items()}
+
+
+def rollout_evidence(experiment: Experiment, phases: Sequence[PhaseSums]) -> Evidence:
+    """What the guardrails, units and sample ratio of a rollout say; `phases` are those of its present recipes."""
+    arms = [_figures(experiment, phases, arm.name) for arm in experiment.shown]
+    failing = failing_guardrails(experiment, phases)
+    ratio = _sample_ratio(experiment, phases)
+    silent = [
+        metric.name
+        for metric in experiment.metrics
+        if metric.role == "guardrail" and metric.better == "higher" and not _outcomes(phases, metric.name)
+    ]
+    return Evidence(
+        failures=[sentence for sentences in failing.values() for sentence in sentences],
+        closed=min(arm.mature for arm in arms),
+        mismatch=plain_words.mismatch_sentence(arms) if ratio and ratio.alarm else None,
+        silent=tuple(silent),
+    )
+
+
+def _outcomes(phases: Sequence[PhaseSums], metric: str) -> float:
+    return sum(arm.metrics[metric].yy for phase in phases for arm in phase.arms.values() if metric in arm.metrics)
+
+
+def objections(found: Report, arm: str) -> list[str]:
+    """What a report says against an arm: a sample ratio that is off, guardrails that fail, a deciding metric that is
+    worse. Nothing says no to control."""
+    if arm == found.control:
+        return []
+    against = [] if found.trustworthy else [plain_words.mismatch_sentence(found.arms)]
+    against += _failures(found.control, found.metrics).get(arm, [])
+    for metric in found.metrics:
+        worse = [one for one in metric.comparisons if one.arm == arm and one.verdict == "worse"]
+        if metric.decides and worse:
+            against.append(plain_words.worse_sentence(found.control, metric, worse[0]))
+    return against
 
 
 def _units(phases: Sequence[PhaseSums], arm: str) -> int:

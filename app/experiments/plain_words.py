@@ -75,6 +75,10 @@ def failure_sentence(control: str, metric: MetricReport, one: Comparison) -> str
     return f"Guardrail {metric.metric} fails: {one.arm} is worse than {control} by {worse}{beyond}{_shown(one)}."
 
 
+def worse_sentence(control: str, metric: MetricReport, one: Comparison) -> str:
+    return _joined([_decided(control, metric, one)])
+
+
 def twyman_warning(metric: MetricReport, one: Comparison) -> str | None:
     if one.verdict != "better" or one.relative is None or abs(one.relative) <= TOO_GOOD:
         return None

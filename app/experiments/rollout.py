@@ -4,14 +4,19 @@ A rollout is an experiment that the service makes, `rollout.ALIAS`, with two arm
 step of 5 % its coverage is 10 %: half of those meet the new recipe, half are counted as its control, and everybody else
 gets the old one uncounted. Coverage only grows, so that nobody who has met the new recipe goes back. The last step, to
 everybody, moves the alias itself and ends the experiment.
+
+Time alone takes no step: each also needs a guardrail metric, units of both arms whose window has closed, and a sample
+ratio that is in order. Where one is missing the rollout waits, and says what for.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.experiments.comparing import ENOUGH
 from app.experiments.experiment import Experiment
 
 OWN = "rollout."
@@ -32,6 +37,12 @@ class Plan(BaseModel):
         description="shares of units that meet the new recipe, the last one 1",
     )
     step_seconds: float = Field(default=HOUR, gt=0, le=30 * 24 * HOUR, description="how long each step is watched")
+    step_units: int = Field(
+        default=ENOUGH,
+        ge=ENOUGH,
+        le=10_000_000,
+        description="least units of each arm whose window closes during a step; guardrails decide nothing on fewer",
+    )
 
     @model_validator(mode="after")
     def _rises_to_everybody(self) -> Self:
@@ -39,6 +50,20 @@ class Plan(BaseModel):
         if last != 1 or any(share > 0.5 for share in first) or list(self.steps) != sorted(set(self.steps)):
             raise ValueError("steps rise, at most to 0.5 where half of the units are the control, and end with 1")
         return self
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What has been counted of a rollout so far."""
+
+    failures: list[str]
+    """A sentence for each guardrail that fails."""
+    closed: int
+    """Units of the smaller arm whose window has closed."""
+    mismatch: str | None = None
+    """The sentence about a sample ratio that is off."""
+    silent: tuple[str, ...] = ()
+    """Guardrails of which no outcome at all has come, though more of it is better."""
 
 
 class Rollout(BaseModel):
@@ -54,6 +79,7 @@ class Rollout(BaseModel):
     plan: Plan
     step: int = Field(default=0, description="index of the present step")
     since: float = Field(description="when it began, seconds since 1970")
+    closed: int = Field(default=0, description="units of the smaller arm whose window had closed when it began")
     outcome: Literal["going", "done", "rolled back", "cancelled"] = "going"
     why: list[str] = Field(default_factory=list, description="what ended it, in sentences")
 
@@ -69,8 +95,22 @@ class Rollout(BaseModel):
     def is_due(self, now: float) -> bool:
         return now >= self.since + self.plan.step_seconds
 
-    def stepped_on(self, now: float) -> Rollout:
-        return self.model_copy(update={"step": self.step + 1, "since": now})
+    def waits_for(self, evidence: Evidence, now: float) -> list[str]:
+        """What the next step still needs, a sentence each; nothing: it may be taken."""
+        found = []
+        if not self.is_due(now):
+            found.append(f"this step is watched for another {self.since + self.plan.step_seconds - now:,.0f} s")
+        closed = max(0, evidence.closed - self.closed)
+        if closed < self.plan.step_units:
+            found.append(
+                f"{closed:,} of {self.plan.step_units:,} units of each arm have closed their window since this step "
+                "began"
+            )
+        found += [f"no outcome of {metric} has come to {OWN}{self.alias}" for metric in evidence.silent]
+        return found + ([evidence.mismatch] if evidence.mismatch else [])
+
+    def stepped_on(self, now: float, closed: int) -> Rollout:
+        return self.model_copy(update={"step": self.step + 1, "since": now, "closed": closed})
 
     def ended(self, outcome: Literal["done", "rolled back", "cancelled"], why: list[str]) -> Rollout:
         return self.model_copy(update={"outcome": outcome, "why": why})

@@ -4,21 +4,24 @@ A rollout lies in the record of its experiment, so whatever pod looks at it can 
 compare-and-set. One does, the one that holds a lease of a few seconds; when it dies, another goes on.
 
 Each second it asks the guardrails. Where one fails, the experiment stops, which gives the old recipe to everybody on
-every pod: the alias itself has not moved yet. A report that cannot be had lets no step be taken. When somebody else
-moves the alias meanwhile, the rollout ends and what they did stands.
+every pod: the alias itself has not moved yet. A report that cannot be had lets no step be taken, nor does one that has
+too little to say (`Rollout.waits_for`). When somebody else moves the alias meanwhile, the rollout ends and what they
+did stands.
+
+An arm that its report speaks against is promoted only by force, and the audit says so.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from app.cache.document_store import DocumentStore
-from app.errors import ExperimentConflict, UnknownExperiment
+from app.errors import ExperimentConflict, RedisAway, UnknownExperiment
 from app.experiments.driving import drive
 from app.experiments.record import Record
-from app.experiments.rollout import OWN, Plan, Rollout
+from app.experiments.rollout import OWN, Evidence, Plan, Rollout
 from app.experiments.running import Experiments
 from app.serving.aliases import Aliases, Move
 
@@ -26,8 +29,15 @@ log = logging.getLogger(__name__)
 
 ACTOR = "rollout"
 
-Guardrails = Callable[[str], Awaitable[list[str]]]
-"""Sentences about the guardrails of an experiment that fail now, by its name; may raise where nobody can tell."""
+
+class Judge(Protocol):
+    """Says what was counted; may raise where nobody can tell."""
+
+    async def evidence(self, name: str) -> Evidence:
+        """On a rollout, by the name of its experiment."""
+
+    async def objections(self, name: str, arm: str) -> list[str]:
+        """What an experiment's report says against one of its arms, in sentences."""
 
 
 class Rollouts:
@@ -38,22 +48,42 @@ class Rollouts:
         experiments: Experiments,
         aliases: Aliases,
         store: DocumentStore | None,
-        guardrails: Guardrails | None = None,
+        judge: Judge,
     ) -> None:
-        """Without `guardrails`, a rollout is stopped by people alone."""
-        self.guardrails = guardrails
+        self.judge = judge
         self._experiments = experiments
         self._aliases = aliases
         self._store = store
 
-    async def promote(self, name: str, arm: str, alias: str, by: str | None = None) -> Move:
-        """Point the alias at the arm's recipe, on every pod at once; raises as `Aliases.move` does."""
-        move = await self._aliases.move(alias, self._recipe(name, arm), by=by)
-        await self._experiments.note(name, f"promoted arm {arm!r} to @{alias}", by)
+    async def promote(self, name: str, arm: str, alias: str, by: str | None = None, force: bool = False) -> Move:
+        """Point the alias at the arm's recipe, on every pod at once; raises as `Aliases.move` does, and
+        `ExperimentConflict` where the report speaks against it and no `force` is used."""
+        recipe = self._recipe(name, arm)
+        against = await self._against(name, arm, force)
+        move = await self._aliases.move(alias, recipe, by=by)
+        await self._experiments.note(name, f"promoted arm {arm!r} to @{alias}{against}", by)
         return move
 
-    async def begin(self, name: str, arm: str, alias: str, plan: Plan, by: str | None = None) -> Record:
-        """Begin to move an alias that exists, step by step; gives the experiment that does it."""
+    async def _against(self, name: str, arm: str, force: bool) -> str:
+        """What is written down of what the report says against an arm, if that is overruled."""
+        try:
+            against = await self.judge.objections(name, arm)
+        except RedisAway as reason:
+            if not force:
+                raise
+            against = [f"the report could not be had: {reason}"]
+        if against and not force:
+            raise ExperimentConflict(
+                f"the report of {name!r} speaks against arm {arm!r}: {' '.join(against)} To do it all the same, send "
+                "'force': true"
+            )
+        return f" by force against: {' '.join(against)}" if against else ""
+
+    async def begin(
+        self, name: str, arm: str, alias: str, plan: Plan, by: str | None = None, force: bool = False
+    ) -> Record:
+        """Begin to move an alias that exists, step by step; gives the experiment that does it. Raises as `promote`
+        does, and `ExperimentConflict` where there is no guardrail metric that could stop it."""
         recipe = self._recipe(name, arm)
         now = self._aliases.get(alias).recipe
         assert now is not None
@@ -61,6 +91,12 @@ class Rollouts:
             raise ExperimentConflict(f"alias {alias!r} points at {recipe!r} already")
         rollout = Rollout(alias=alias, old=now, new=recipe, experiment=name, arm=arm, plan=plan, since=time.time())
         source = self._experiments.get(name).experiment
+        if not any(metric.role == "guardrail" for metric in source.metrics):
+            raise ExperimentConflict(
+                f"experiment {name!r} has no guardrail metric, so nothing would guard its rollout; give it a metric "
+                "with the role 'guardrail', or promote the arm without 'guarded'"
+            )
+        against = await self._against(name, arm, force)
 
         def begun(record: Record) -> Record:
             if record.rollout and record.rollout.outcome == "going":
@@ -73,8 +109,19 @@ class Rollouts:
             return record.rolled(definition, rollout, by, f"began to roll out {recipe}")
 
         record = await self._experiments.roll(OWN + alias, begun)
-        await self._experiments.note(name, f"began to promote arm {arm!r} to @{alias}", by)
+        await self._experiments.note(name, f"began to promote arm {arm!r} to @{alias}{against}", by)
         return record
+
+    async def waits_for(self, record: Record) -> list[str]:
+        """What the next step of a rollout under way still needs, a sentence each."""
+        if record.rollout is None:
+            return []
+        if record.status != "running":
+            return [f"it is {record.status}"]
+        try:
+            return record.rollout.waits_for(await self.judge.evidence(record.name), time.time())
+        except RedisAway as reason:
+            return [f"the report cannot be had: {reason}"]
 
     async def run(self) -> None:
         """Take the steps that are due, until cancelled."""
@@ -93,16 +140,17 @@ class Rollouts:
             why = f"@{rollout.alias} was moved to {recipe}" if recipe else f"@{rollout.alias} was deleted"
             await self._end(record, rollout.ended("cancelled", [why]))
             return
-        failures = await self.guardrails(record.name) if self.guardrails else []
-        now = time.time()
-        if failures:
-            log.warning("%s is rolled back: %s", record.name, "; ".join(failures))
-            await self._end(record, rollout.ended("rolled back", failures))
-        elif rollout.is_due(now) and rollout.is_at_last_watched_step:
+        evidence, now = await self.judge.evidence(record.name), time.time()
+        if evidence.failures:
+            log.warning("%s is rolled back: %s", record.name, "; ".join(evidence.failures))
+            await self._end(record, rollout.ended("rolled back", evidence.failures))
+        elif rollout.waits_for(evidence, now):
+            return
+        elif rollout.is_at_last_watched_step:
             await self._aliases.move(rollout.alias, rollout.new, alias.version, ACTOR)
             await self._end(record, rollout.ended("done", []))
-        elif rollout.is_due(now):
-            await self._step_on(record, rollout.stepped_on(now))
+        else:
+            await self._step_on(record, rollout.stepped_on(now, evidence.closed))
 
     async def _step_on(self, record: Record, rollout: Rollout) -> None:
         def grown(current: Record) -> Record:
