@@ -40,13 +40,13 @@ soak: .venv/dev
 
 # About six minutes. Debian's haproxy and faketime, and root (to mount a small disk); what is missing is said in its row.
 chaos: .venv/dev
-	$(BIN)/python -m pytest tests/test_chaos.py
+	$(BIN)/python -m pytest tests/test_chaos.py tests/test_culprit.py
 	$(BIN)/python -m tests.promises
 
 # Longer than in `make test`, and what reads untrusted bytes under atheris, which has wheels for Linux alone.
 fuzz: .venv/dev
 	$(BIN)/python -m pip install --quiet 'atheris>=3,<4'
-	TWEEN_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_against_models.py \
+	TWEEN_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_members.py tests/test_against_models.py \
 	  tests/test_blends_against_a_model.py
 	$(BIN)/python -m tests.fuzz
 

@@ -109,6 +109,25 @@ class WorkerLost(TweenError):
     retry_after = 2
 
 
+class PassFailed(TweenError):
+    """The model fails on a text, alone, and not on others with the same weights; `row` is its number among those that
+    it came with."""
+
+    def __init__(self, message: str, row: int = 0) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+class NotFinite(TweenError):
+    """A blend gives logits for a text that are not finite, which is no answer."""
+
+
+class DeviceLost(TweenError):
+    """The GPU's context is lost: this process can compute nothing any more, and ends."""
+
+    retry_after = 2
+
+
 class OutOfMemory(TweenError):
     """Memory does not suffice for what was to be computed, however small its parts."""
 

@@ -133,7 +133,7 @@ Name a recipe wherever you ask: `base`, `finance@0.4`, `finance@0.3+reviews@0.2`
 
 
 def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: Callable[[Exception], None]) -> FastAPI:
-    """The application. `on_failure` is called if the bank cannot be loaded; nothing will be served then."""
+    """The application. `on_failure` is called if the bank cannot be loaded, or the device is lost."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -154,6 +154,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
             started = await start_experiments(settings, engine, resources)
             app.state.experiments, app.state.ledger, app.state.rollouts, app.state.bandits = started
             app.state.engine = engine
+            engine.compute.on_loss = on_failure
         except Exception as error:
             if not isinstance(error, TweenError | OSError):
                 log.exception("the bank cannot be served")

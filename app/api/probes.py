@@ -48,12 +48,16 @@ async def live() -> Live:
     return Live()
 
 
-@router.get("/readyz", responses={503: {"model": Problem, "description": "still loading, or told to leave"}})
+@router.get(
+    "/readyz", responses={503: {"model": Problem, "description": "still loading, told to leave, or the GPU is lost"}}
+)
 @needs(None)
 async def ready(request: Request, engine: TheEngine) -> Ready:
     """Whether requests will be served."""
     if request.app.state.draining:
         raise Draining("this pod was told to leave: it serves what comes, but send it nothing more")
+    if engine.compute.lost is not None:
+        raise engine.compute.lost
     return Ready(
         redis=await engine.blends.shared_state(),
         fingerprint=engine.bank.fingerprint,

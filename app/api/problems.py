@@ -29,6 +29,7 @@ from app.errors import (
     BodyTooLarge,
     CrossOrigin,
     DeadlinePassed,
+    DeviceLost,
     Draining,
     ExperimentConflict,
     Forbidden,
@@ -37,9 +38,11 @@ from app.errors import (
     MemberBlend,
     NoKey,
     NotDone,
+    NotFinite,
     OutOfMemory,
     OutOfReach,
     Overloaded,
+    PassFailed,
     RedisAway,
     SegmentsConflict,
     SpoolFull,
@@ -102,12 +105,15 @@ STATUS: dict[type[TweenError], int] = {
     BadUnit: 422,
     BadHeader: 422,
     UnknownMetric: 422,
+    PassFailed: 422,  # other texts run on the same weights, so it is this text
+    NotFinite: 422,
     BadSegments: 422,
     Overloaded: 429,
     LimitReached: 429,
     Draining: 503,
     Loading: 503,
     WorkerLost: 503,
+    DeviceLost: 503,
     RedisAway: 503,
     SpoolFull: 503,
     DeadlinePassed: 504,
@@ -130,7 +136,9 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     name = type(error).__name__
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
     headers = {}
-    if isinstance(error, Overloaded | LimitReached | Draining | Loading | WorkerLost | RedisAway | SpoolFull):
+    if isinstance(
+        error, Overloaded | LimitReached | Draining | Loading | WorkerLost | DeviceLost | RedisAway | SpoolFull
+    ):
         headers["Retry-After"] = str(error.retry_after)
     body = Problem(
         type=f"urn:tween:{words.replace(' ', '-')}",

@@ -30,6 +30,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from typing import NamedTuple
 
 import xxhash
@@ -257,7 +258,8 @@ class Predictions:
         """The logits, if the value is one of ours and for this name."""
         if isinstance(value, bytes) and len(value) == self._value.size:
             form, logits, checksum = self._value.unpack(value)
-            if form == FORMAT and checksum == _checksum(name, logits):
+            finite = all(map(isfinite, memoryview(logits).cast("f")))
+            if form == FORMAT and checksum == _checksum(name, logits) and finite:
                 return bytes(logits)
         self.wrong += 1
         return None

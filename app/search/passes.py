@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import NotFinite
 from app.weights.recipe import Recipe
 
 CHUNK = 256
@@ -127,9 +128,11 @@ class Passes:
         self.recipes[recipe] = None
         name = self._name(texts, recipe)
         found = self._store.get(name)
-        if found is None or len(found) != len(texts):
+        if found is None or len(found) != len(texts) or not np.isfinite(found).all():
             self.run[recipe] = None
             found = self._pass(texts, recipe)
+            if not np.isfinite(found).all():
+                raise NotFinite(f"the blend {recipe.text} gives logits that are not finite for some of the texts")
             self._store.put(name, found)
         else:
             self._tell(len(texts))

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from app.errors import OutOfMemory, Overloaded, WorkerLost
+from app.errors import DeviceLost, OutOfMemory, Overloaded, TweenError, WorkerLost
 from app.models.tokens import Row
 from app.serving.blends import Weights
 from app.serving.compute import Compute, Unit, Vector
+from app.serving.culprit import blamed, others_run
 from app.serving.histogram import ROWS, SECONDS, TOKENS, Histogram
 from app.serving.returning import Returning
 from app.serving.room import TokenBudget
@@ -178,19 +179,42 @@ class Batcher:
                 self._fail(part.batch, part.error)
 
     async def _forward(self, unit: Unit, batch: Batch) -> list[_Part]:
-        """What the rows gave: at once, or, where they do not fit into memory, in halves, down to the one that does
-        not. A shortage counts for all that waits: what is larger than the budget by then is halved without a try."""
+        """What the rows gave: at once, or, where that fails, in halves, down to the row that fails alone. A shortage
+        counts for all that waits: what is larger than the budget by then is halved without a try. Where the weights
+        are to blame and not a row, the others on these are not tried (`culprit.py`)."""
         parts: list[_Part] = []
         waiting = [batch]
+        failed: set[Job] = set()
         while waiting:
-            some = waiting.pop()
+            some = [(job, index) for job, index in waiting.pop() if not job.done.done() and job not in failed]
+            if not some:
+                continue
             middle = len(some) // 2
             part = None if middle and _tokens(some) > self.budget.tokens else await self._pass(unit, some)
-            if part is None or (middle and isinstance(part.error, OutOfMemory)):
+            if part is None or (middle and part.error is not None and not isinstance(part.error, DeviceLost)):
+                if part is not None and isinstance(part.error, WorkerLost) and some == batch:
+                    self._note_shortage(_tokens(some))  # what most often ends two workers in a row
                 waiting += [some[middle:], some[:middle]]
-            else:
-                parts.append(part)
+                continue
+            parts.append(part)
+            if part.error is not None and not isinstance(part.error, OutOfMemory):
+                others = await self._same_fate(unit, part, waiting)
+                parts.append(_Part(others, error=part.error))
+                failed.update(job for job, _ in others)
         return parts
+
+    async def _same_fate(self, unit: Unit, part: _Part, waiting: Sequence[Batch]) -> Batch:
+        """Rows that wait and fail for the reason that made a row fail alone: none if the row itself is to blame."""
+        job, index = part.batch[0]
+        others = [one for rest in waiting for one in rest]
+        if isinstance(part.error, DeviceLost):
+            return others
+        if not await others_run(unit, job.weights.operand):
+            return [one for one in others if one[0].section == job.section]
+        if part.error is not None and not isinstance(part.error, TweenError):
+            log.warning("a text of %d tokens fails alone: %s", len(job.rows[index]), part.error)
+            part.error = blamed(job.rows[index], part.error, index)
+        return []
 
     async def _pass(self, unit: Unit, batch: Batch) -> _Part:
         """One forward pass, or why there was none."""
@@ -202,9 +226,6 @@ class Batcher:
             self._note_shortage(tokens)
             why = f"a text of {tokens} tokens does not fit into the memory that is free here now"
             return _Part(batch, error=OutOfMemory(why))  # told to a caller only where it was one text
-        except WorkerLost as error:
-            self._note_shortage(_tokens(batch))  # what most often ends two workers in a row
-            return _Part(batch, error=error)
         except Exception as error:
             return _Part(batch, error=error)
 

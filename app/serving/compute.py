@@ -23,11 +23,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from app.errors import OutOfMemory
+from app.errors import DeviceLost, OutOfMemory
 from app.models.classifier import Classifier, Mix
 from app.models.products import Fixed
 from app.models.tokens import Row
-from app.serving.room import did_not_fit
+from app.serving.room import did_not_fit, is_lost
 from app.weights.arena import Share, Vectors
 from app.weights.methods import METHODS
 
@@ -57,11 +57,13 @@ class Machine:
 
     def __init__(self, classifier: Classifier, slots: Vectors, int8: bool = False) -> None:
         self.classifier = classifier
+        self.device = classifier.arena.rows.device
         self._int8 = classifier.int8_copies(INT8_ROOM) if int8 else None
         self.vectors = [classifier.fixed(vector) for vector in (*classifier.arena.rows, *slots.rows)]
 
     def forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[bytes], float]:
-        """Logits of each row, (C,) as the bytes of float32, and the seconds that they took. Raises `OutOfMemory`."""
+        """Logits of each row, (C,) as the bytes of float32, or nothing where they are not finite, and the seconds that
+        they took. Raises `OutOfMemory` and `DeviceLost`."""
         return self._within_memory(partial(self._forward, rows, operands))
 
     def build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
@@ -75,8 +77,9 @@ class Machine:
             tokens[one] += len(row)
         weights = {one: self._ready(one, count) for one, count in tokens.items()}
         logits = self.classifier.batch(rows, [weights[one] for one in operands])
-        values = logits.float().cpu().numpy()
-        return [row.tobytes() for row in values], time.perf_counter() - started
+        values, finite = logits.float().cpu(), logits.isfinite().all(dim=-1).tolist()
+        found = [row.tobytes() if fit else b"" for row, fit in zip(values.numpy(), finite, strict=True)]
+        return found, time.perf_counter() - started
 
     def _ready(self, operand: Place | Mix, tokens: int) -> Fixed | Mix:
         """The weights to run so many tokens on."""
@@ -100,6 +103,10 @@ class Machine:
             return work()
         except Exception as error:
             if not did_not_fit(error):
+                if is_lost(error, self.device):
+                    raise DeviceLost(
+                        f"the device {self.device} is lost to this process, which ends: {error}"
+                    ) from error
                 raise
         # Here and not in the handler: as long as that runs, its traceback holds the tensors of what failed.
         if self._int8:
@@ -146,21 +153,29 @@ class ThreadLane:
 class Unit:
     """One machine, held by one caller."""
 
-    def __init__(self, lane: Lane, numbers: Mapping[int, int]) -> None:
+    def __init__(self, lane: Lane, numbers: Mapping[int, int], on_loss: Callable[[DeviceLost], None]) -> None:
         self._lane = lane
         self._numbers = numbers
+        self._on_loss = on_loss
 
     async def forward(self, rows: Sequence[Row], weights: Sequence[Vector | Mix]) -> tuple[list[bytes], float]:
-        """Logits, each (C,) as the bytes of float32, of rows that each have weights of their own, and the seconds of
-        the pass."""
+        """Logits, each (C,) as the bytes of float32 or nothing where they are not finite, of rows that each have
+        weights of their own, and the seconds of the pass."""
         operands = [one if isinstance(one, Mix) else Place(self._number(one.values), one.contents) for one in weights]
-        answer: tuple[list[bytes], float] = await self._lane.call("forward", rows, operands)
+        answer: tuple[list[bytes], float] = await self._call("forward", rows, operands)
         return answer
 
     async def build(self, method: str, weights: Mapping[str, Share], slot: Tensor) -> float:
         """Write a blend into a slot (P,); gives the seconds that it took."""
-        seconds: float = await self._lane.call("build", method, weights, self._number(slot))
+        seconds: float = await self._call("build", method, weights, self._number(slot))
         return seconds
+
+    async def _call(self, name: str, *arguments: object) -> Any:
+        try:
+            return await self._lane.call(name, *arguments)
+        except DeviceLost as error:
+            self._on_loss(error)
+            raise
 
     def _number(self, vector: Tensor) -> int:
         return self._numbers[vector.data_ptr()]
@@ -178,7 +193,15 @@ class Compute:
         self._lanes = lanes
         self._idle: asyncio.LifoQueue[Unit] = asyncio.LifoQueue()
         for lane in lanes:
-            self._idle.put_nowait(Unit(lane, numbers))
+            self._idle.put_nowait(Unit(lane, numbers, self._note_loss))
+        self.lost: DeviceLost | None = None
+        self.on_loss: Callable[[DeviceLost], None] = lambda error: None
+
+    def _note_loss(self, error: DeviceLost) -> None:
+        """Nothing can be computed here any more; whoever runs the process is told, once."""
+        if self.lost is None:
+            self.lost = error
+            self.on_loss(error)
 
     @property
     def idle(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.cache.client import Client
 from app.cache.predictions import Predictions
-from app.errors import BadTexts
+from app.errors import BadTexts, NotFinite, PassFailed
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
 from app.models.tokens import Row, Text, TextEncoder
@@ -244,7 +244,11 @@ class Engine:
             async with self.blends.use(recipe, sum(len(row) for row in mine)) as weights:
                 joined = time.perf_counter()
                 follows, waits = waits, True
-                scored = await self.batcher.submit(mine, weights, follows)
+                try:
+                    scored = await self.batcher.submit(mine, weights, follows)
+                except PassFailed as error:
+                    raise PassFailed(f"text {indices[error.row]}: {error}") from error
+            _check_finite(dict(zip(indices, scored.logits, strict=True)), recipe)
             taken = joined + scored.queue_ms / 1e3
             spent("blend", begun, joined)
             spent("queue", joined, taken)
@@ -327,12 +331,25 @@ def _tempered(logits: Tensor, recipes: Sequence[Recipe]) -> Tensor:
     temperatures = [recipe.temperature for recipe in recipes]
     if temperatures.count(MICRO) == len(temperatures):
         return logits
-    return logits / (torch.tensor(temperatures) / MICRO)[:, None]
+    tempered = logits / (torch.tensor(temperatures) / MICRO)[:, None]
+    if not bool(tempered.isfinite().all()):
+        raise NotFinite("logits divided by so small a temperature are not finite; name a larger one")
+    return tempered
 
 
 def _check_length(texts: Sequence[Text], recipes: Sequence[Recipe | Auto]) -> None:
     if len(recipes) != len(texts):
         raise BadTexts(f"{len(texts)} texts and {len(recipes)} recipes; a list of recipes has one for every text")
+
+
+def _check_finite(logits: Mapping[int, bytes], recipe: Recipe) -> None:
+    """Raises `NotFinite` for the first text without logits; `logits` by the text's number."""
+    for index, values in logits.items():
+        if not values:
+            raise NotFinite(
+                f"text {index}: the blend {recipe.text} gives logits that are not finite, so there is no answer; "
+                "choose a t nearer to the members"
+            )
 
 
 def _common(sources: Sequence[str]) -> str:

@@ -13,19 +13,23 @@ Pieces depend on the rows alone, so that an errand that is run again gives the s
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
-from app.errors import OutOfReach
+from app.errors import NotFinite, OutOfReach, PassFailed, TweenError
 from app.models.bank import Bank
 from app.models.classifier import Mix
 from app.models.tokens import Row, Text, TextEncoder
 from app.serving.batcher import WORTH_TOKENS, Batcher
 from app.serving.blends import Blends
-from app.serving.compute import Compute, Vector
+from app.serving.compute import Compute, Unit, Vector
+from app.serving.culprit import blamed, others_run
 from app.weights.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 PIECE_TOKENS = WORTH_TOKENS
 """Fewer are slower for each, and more would stand longer in a caller's way."""
@@ -86,9 +90,36 @@ class Errands:
         async with self._one_at_a_time:
             await self._lull()
             async with self._compute.unit() as unit:
-                logits, self._seconds = await unit.forward(rows, [operand] * len(rows))
+                logits, self._seconds = await self._forward(unit, rows, operand)
         self.pieces += 1
+        if not all(logits):
+            raise NotFinite(
+                "a blend gives logits that are not finite for one of the texts; choose t's nearer to the members"
+            )
         return b"".join(logits)
+
+    async def _forward(self, unit: Unit, rows: Sequence[Row], operand: Vector | Mix) -> tuple[list[bytes], float]:
+        """Logits and seconds of one pass. Where it fails, each row is run alone; raises `PassFailed` for the first that
+        fails so and is to blame."""
+        try:
+            return await unit.forward(rows, [operand] * len(rows))
+        except TweenError:
+            raise
+        except Exception as error:
+            if not await others_run(unit, operand):
+                raise
+            log.warning("a piece of %d texts fails: %s", len(rows), error)
+        logits, seconds = [], 0.0
+        for row in rows:
+            try:
+                (values,), took = await unit.forward([row], [operand])
+            except TweenError:
+                raise
+            except Exception as error:
+                raise PassFailed(f"one of the texts: {blamed(row, error, 0)}") from error
+            logits.append(values)
+            seconds += took
+        return logits, seconds
 
     async def _lull(self) -> None:
         """Until no caller waits or is served, or patience ends."""

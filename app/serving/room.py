@@ -15,8 +15,12 @@ from pathlib import Path
 import torch
 
 MIB = 1024 * 1024
-REFUSED = ("can't allocate memory", "not enough memory", "could not create a primitive", "could not create a memory")
-"""How torch's allocator and oneDNN, which know no exception of their own for it, say that memory is short."""
+REFUSED = (
+    *("can't allocate memory", "not enough memory", "could not create a primitive", "could not create a memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""How torch's allocator, oneDNN and CUDA's libraries, which know no exception of their own for it, say that memory is
+short."""
 SPARE = 1024 * MIB
 """Bytes that slots leave to forward passes, worker processes and libraries: roughly what passes of 4,096 tokens and two
 workers take. Where less than twice that is left, slots leave half of it."""
@@ -30,6 +34,18 @@ def did_not_fit(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSED)
+
+
+def is_lost(error: BaseException, device: torch.device) -> bool:
+    """Whether a device is lost for this process: after an assertion in a kernel, say, every call to CUDA fails. An
+    error of CUDA alone does not tell (a kernel may just refuse its arguments), so something plain is tried."""
+    if not isinstance(error, torch.AcceleratorError) and "CUDA error" not in str(error):
+        return False
+    try:
+        torch.ones(1, device=device).add_(1).cpu()
+    except Exception:
+        return True
+    return False
 
 
 class TokenBudget:
