@@ -177,7 +177,17 @@ SOUND: dict[str, list[Any]] = {
             "columns": {"text": "text"},
         },
         {
-            "datasets": [{"name": "one", "data": ROWS, "role": "target", "weight": 1, "margin": 0, "metric": "loss"}],
+            "datasets": [
+                {
+                    "name": "one",
+                    "data": ROWS,
+                    "role": "target",
+                    "weight": 1,
+                    "margin": 0,
+                    "metric": "loss",
+                    "confidence": 0.9,
+                }
+            ],
             "variants": ["angry", "polite"],
             "cost": [[0, 1, 1], [1, 0, 1], [1, 1, 0]],
         },

@@ -55,7 +55,8 @@ def test_a_sweep_prints_a_sentence_and_writes_a_folder_and_the_next_question_cos
     assert done.returncode == 0, done.stderr
     assert "own: 120 texts; text from 'text', label from 'label'" in done.stdout
     assert "general: 60 texts; text from 'body', label from 'sentiment'" in done.stdout
-    assert "keeping macro-F1 on kept within 2 points" in done.stdout and "Serve " in done.stdout
+    assert "to keep macro-F1 there within 2 points (90 % sure)" in done.stdout and "Serve " in done.stdout
+    assert "label frequencies" in done.stdout
     first = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [about["share"] for about in first["data"]] == pytest.approx([2 / 3, 1 / 3, 0])
     assert 6 <= first["passes_run"] == first["passes"]
@@ -98,6 +99,9 @@ REFUSED = [
     ("gone.csv", ["--variant", "angry"], "there is no file gone.csv"),
     ("{own}:0", ["--variant", "angry"], "a weight must be above 0"),
     ("{own}", ["--variant", "angry", "--guard", "{own}"], "write DATA:MARGIN, such as"),
+    ("{own}", ["--variant", "angry", "--guard", "{own}:1pt:0.3"], "a confidence is a number from 0.5 to 0.999"),
+    ("{own}", ["--variant", "angry", "--guard", "{own}:1pt:loss:2"], "a confidence is a number from 0.5 to 0.999"),
+    ("{own}", ["--variant", "angry", "--guard", "{own}:1pt:0.9:loss"], "no metric '0.9loss'; metrics: loss"),
     ("{own}", ["--variant", "angry", "--guard", "{own}:1pt:f2"], "no metric 'f2'; metrics: loss, accuracy, macro_f1"),
     ("{own}", ["--variant", "angry", "--guard", "{own}:1pt"], "two data sets have one name: own, own"),
     ("{own}", ["--variant", "angry", "--lambda", "some"], "--lambda some: give a number from 0 up, or 'folds'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from synthetic import COOKBOOK, LINE, Synthetic, drawn
 
 from app.errors import BadData, BadRecipe, UnknownVariant
 from app.models.bank import BankSpec
+from app.search.baseline import frequencies
 from app.search.choice import paired_errors
 from app.search.curve import CHECK, GRID, NODES, Curve
 from app.search.dataset import Dataset
@@ -150,11 +152,63 @@ def test_a_guard_bounds_t_and_says_how_sure_that_is() -> None:
     kept = ask(provider, targets=[target], guards=[Guard(general, "loss", 0.05)], rule="best")
     assert kept.best.t < free.best.t
     (guard,) = kept.guards
-    assert guard.worse_by.value <= 0.05 + 1e-4 and 0 < guard.holds <= 1
-    assert "keeping log loss on general within 0.05" in kept.sentence
+    assert guard.worse_by.value < guard.upper <= 0.05 + 1e-4 and 0.85 < guard.holds <= 1
+    assert guard.up_to >= kept.best.t and guard.texts == 400
+    assert "It keeps log loss on general within 0.05 of base (90 % sure, from 400 texts)." in kept.sentence
     assert not kept.compared[-1].allowed and kept.compared[0].allowed
+    surer = ask(provider, targets=[target], guards=[Guard(general, "loss", 0.05, confidence=0.99)])
+    assert surer.best.t < kept.best.t and "(99 % sure" in surer.sentence
     impossible = ask(provider, targets=[target], guards=[Guard(general, "loss", 0.0)])
     assert impossible.guards[0].worse_by.value <= 1e-4
+
+
+def test_a_guard_of_few_texts_says_how_many_would_do_and_so_many_do() -> None:
+    provider = Synthetic()
+    target = drawn(provider, 400, t=0.9, temperature=1.0, seed=9)
+    few, margin = drawn(provider, 100, t=0.3, temperature=1.0, seed=10, name="general"), 0.03
+    (guard,) = ask(provider, targets=[target], guards=[Guard(few, "accuracy", margin)], repeats=1).guards
+    assert guard.more is not None and guard.more.texts > 100 and guard.more.t > guard.up_to
+    many = drawn(provider, 2 * guard.more.texts, t=0.3, temperature=1.0, seed=11, name="general")
+    (guard,) = ask(provider, targets=[target], guards=[Guard(many, "accuracy", margin)], repeats=1).guards
+    assert guard.up_to > 0.2 and guard.upper <= margin + 1e-6
+
+
+def test_guards_heed_groups() -> None:
+    """The same texts, once as independent ones and once as copies of a quarter of them."""
+    provider = Synthetic()
+    target = drawn(provider, 300, t=0.9, temperature=1.0, seed=9)
+    once = drawn(provider, 150, t=0.0, temperature=1.0, seed=10, name="general")
+    four = Dataset("general", once.texts * 4, np.tile(once.truth, 4), np.tile(once.groups, 4))
+    bounds = [
+        ask(provider, targets=[target], guards=[Guard(data, "loss", 0.05)], repeats=1).guards[0]
+        for data in (once, four, replace(four, groups=np.arange(600)))
+    ]
+    assert bounds[0].up_to == bounds[1].up_to < bounds[2].up_to
+
+
+def test_label_frequencies_are_those_of_the_other_texts() -> None:
+    labels, groups = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 2, 3, 3, 4])
+    found = frequencies(Pool.of([Dataset("own", tuple("abcdef"), labels, groups)]), 3)
+    expected = np.array([[1, 1, 3], [1, 1, 3], [2, 0, 3], [2, 1, 1], [2, 1, 1], [2, 1, 2]]) + 1 / 3
+    np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True))
+
+
+def test_the_baseline_is_in_the_findings_and_gains_are_held_out() -> None:
+    provider = Synthetic()
+    targets = [drawn(provider, 200, 0.5, 1.0, seed=18), drawn(provider, 100, 0.5, 1.0, seed=19, name="general")]
+    found = ask(provider, targets=targets)
+    assert found.baseline.keys() == {"own", "general", "all targets"}
+    shares = np.bincount(targets[0].truth) / 200
+    assert found.baseline["own"]["loss"].value == pytest.approx(-(shares * np.log(shares)).sum(), abs=0.02)
+    assert found.baseline["own"]["accuracy"].value == pytest.approx(shares.max(), abs=0.02)
+    start, end = (found.gains[other]["loss"] for other in ("start", "end"))
+    honest = found.honest.scores["loss"]
+    assert start.value == pytest.approx(found.start.data["all targets"]["loss"].value - honest, abs=0.01)
+    assert end.value == pytest.approx(found.end.data["all targets"]["loss"].value - honest, abs=0.01)
+    assert start.low < start.value < start.high and found.gains["baseline"]["loss"].low > 0
+    costs = ask(provider, targets=targets, objective="cost", cost=np.array([[0, 9, 9], [1, 0, 9], [1, 9, 0.0]]))
+    others = 1 - np.bincount(targets[0].truth)[0] / 200
+    assert costs.baseline["own"]["cost"].value == pytest.approx(others), "the cheapest label is 0"
 
 
 def test_a_penalty_draws_the_choice_to_the_start() -> None:

@@ -118,7 +118,14 @@ def test_several_data_sets_have_roles_and_weights_and_several_variants_are_mixed
         "datasets": [
             {"name": "own", "data": rows(60, 4), "weight": 2},
             {"name": "other", "data": as_csv(rows(60, 5))},
-            {"name": "kept", "data": rows(60, 6), "role": "guard", "margin": 0.02, "metric": "macro_f1"},
+            {
+                "name": "kept",
+                "data": rows(60, 6),
+                "role": "guard",
+                "margin": 0.02,
+                "metric": "macro_f1",
+                "confidence": 0.95,
+            },
         ],
         "variants": ["angry", "polite"],
         "objective": "accuracy",
@@ -126,7 +133,13 @@ def test_several_data_sets_have_roles_and_weights_and_several_variants_are_mixed
     url = service.client.post("/v1/sweeps", json=asked).headers["location"]
     found = ended(service.client, url)
     assert found["status"] == "done", found
-    assert "keeping macro-F1 on kept within 2 points" in found["sentence"]
+    (guard,) = found["guards"]
+    assert (guard["name"], guard["margin"], guard["confidence"]) == ("kept", 0.02, 0.95)
+    assert (
+        "macro-F1" in found["sentence"] and "within 2 points" in found["sentence"] and "95 % sure" in found["sentence"]
+    )
+    assert guard["upper"] <= 0.02 + 1e-3 and found["best"]["interval_is"] == "where the best t lies"
+    assert {row["data"] for row in found["baseline"]} >= {"kept"} and found["baseline"][0]["loss"]["value"] > 1
     assert {point["data"] for point in found["curve"]} == {"own", "other", "kept", "all targets"}
     results = service.client.get(f"{url}/results.json").json()
     assert [about["share"] for about in results["data"]] == pytest.approx([2 / 3, 1 / 3, 0])

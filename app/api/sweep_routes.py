@@ -33,6 +33,7 @@ from app.search.dataset import NAMES
 from app.search.folds import FOLDS
 from app.search.jobs import Sweeps
 from app.search.order import Given, Order
+from app.search.question import CONFIDENCE, MOST_CONFIDENCE
 from app.search.report import HTML, JSON
 from app.search.scores import CURVE_METRICS, METRICS
 from app.search.sweep_process import PLOT, RAMP
@@ -79,6 +80,9 @@ class DataSet(BaseModel):
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="how much a target counts")
     margin: float = Field(0.0, ge=0, allow_inf_nan=False, description="in the metric's unit; 0.01 is a point")
     metric: Literal[CURVE_METRICS] = Field("accuracy", description="what a guard is judged by")  # type: ignore[valid-type]
+    confidence: float = Field(
+        CONFIDENCE, ge=0.5, le=MOST_CONFIDENCE, description="how sure it must be that a guard keeps its margin"
+    )
 
 
 class SweepRequest(BaseModel):
@@ -131,7 +135,7 @@ class SweepRequest(BaseModel):
     @property
     def order(self) -> Order:
         alone = [] if self.data is None else [Given(NAME, self.data)]
-        named = [Given(d.name, d.data, d.role, d.weight, d.margin, d.metric) for d in self.datasets]
+        named = [Given(d.name, d.data, d.role, d.weight, d.margin, d.metric, d.confidence) for d in self.datasets]
         return Order(
             data=alone + named,
             variants=[self.variant] if self.variant else self.variants,
@@ -173,9 +177,43 @@ class PointReply(BaseModel):
 
 class BestReply(BaseModel):
     t: float
-    interval: tuple[float, float] = Field(description="where the best t lies, 95 %")
+    interval: tuple[float, float] = Field(description="95 %; of what, `interval_is` says")
+    interval_is: str | None = Field(
+        None, description="`where the best t lies`, or, for objectives other than loss, of t's `not shown to be worse`"
+    )
     temperature: float
     recipe: str = Field(examples=["finance@0.45"])
+
+
+class MoreReply(BaseModel):
+    t: float
+    texts: int
+
+
+class GuardReply(BaseModel):
+    """What a guard's metric loses at the chosen t, and what its texts promise."""
+
+    name: str
+    metric: str
+    margin: float
+    confidence: float
+    texts: int
+    at_start: float
+    at_chosen: float
+    worse_by: Figure
+    upper: float = Field(description="the upper confidence bound of `worse_by`, which keeps the margin")
+    up_to: float = Field(description="the last t that is promised to keep the margin")
+    more: MoreReply | None = Field(description="a better t, and about how many texts would promise it")
+
+
+class BaselineReply(BaseModel):
+    """What the label frequencies alone come to, without a look at the text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    data: str
+    loss: Figure
+    accuracy: Figure
 
 
 class RampReply(BaseModel):
@@ -210,6 +248,8 @@ class SweepReply(SweepBrief):
     curve: list[PointReply] | None
     best: BestReply | None
     ramp: RampReply | None = Field(None, description="where one was asked for")
+    guards: list[GuardReply] | None = None
+    baseline: list[BaselineReply] | None = None
     sentence: str | None = Field(description="what to serve, why, and what to expect of it")
     warnings: list[str]
 

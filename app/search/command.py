@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,9 +46,10 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
         "--guard",
         action="append",
         default=[],
-        metavar="DATA:MARGIN[:METRIC]",
+        metavar="DATA:MARGIN[:METRIC][:CONFIDENCE]",
         help="labelled texts on which it must not get worse than the base by more than a margin, such as "
-        "general.csv:1pt (a point of accuracy) or general.csv:0.02:loss; may be repeated",
+        "general.csv:1pt (a point of accuracy, 90 %% sure), general.csv:1pt:0.95 or general.csv:0.02:loss; may be "
+        "repeated",
     )
     command.add_argument(
         "--objective",
@@ -308,27 +310,35 @@ def weighed(text: str) -> tuple[str, float]:
 def _guard(text: str, provider: LocalProvider, columns: Columns) -> Guard:
     from app.search.question import Guard
 
-    path, metric, margin = guard_parts(text)
-    return Guard(dataset_of_path(path, provider, columns), metric, margin)
+    path, metric, margin, confidence = guard_parts(text)
+    return Guard(dataset_of_path(path, provider, columns), metric, margin, confidence)
 
 
-def guard_parts(text: str) -> tuple[str, str, float]:
-    """`general.csv:1pt` is a path, a metric and a margin."""
+def guard_parts(text: str) -> tuple[str, str, float, float]:
+    """`general.csv:1pt:loss:0.9` is a path, a metric, a margin and a confidence; the last two parts may be left out."""
+    from app.search.question import CONFIDENCE, check_confidence
     from app.search.scores import CURVE_METRICS
 
     path, _, rest = text.partition(":")
-    margin, _, metric = rest.partition(":")
-    metric = metric or "accuracy"
-    points = margin.endswith("pt")
-    try:
-        value = float(margin.removesuffix("pt")) * (POINT if points else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
+    margin, *parts = rest.split(":")
+    value = _number(margin.removesuffix("pt")) * (POINT if margin.endswith("pt") else 1)
+    if not 0 <= value < float("inf") or len(parts) > 2:
         raise BadData(f"--guard {text}: write DATA:MARGIN, such as {path or 'general.csv'}:1pt")
+    sure = _number(parts[-1]) if parts else float("nan")
+    confidence = CONFIDENCE if isnan(sure) else sure
+    check_confidence(f"--guard {text}", confidence)
+    metric = "".join(parts if isnan(sure) else parts[:-1]) or "accuracy"
     if metric not in CURVE_METRICS:
         raise BadData(f"--guard {text}: no metric {metric!r}; metrics: {', '.join(CURVE_METRICS)}")
-    return path, metric, value
+    return path, metric, value, confidence
+
+
+def _number(text: str) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def penalty_of(text: str) -> float | Literal["folds"]:

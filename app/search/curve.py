@@ -59,6 +59,8 @@ def planned(grid: Sequence[float] = ()) -> list[float]:
 class Curve:
     """Logits at any t. `texts` are those of each data set; their passes are made here, and kept."""
 
+    ordered = True
+
     def __init__(self, line: Line, texts: Sequence[Sequence[str]], passes: Passes, grid: Sequence[float] = ()) -> None:
         self.line = line
         self.checks: list[Check] = []

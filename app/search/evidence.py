@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.search.baseline import baseline
 from app.search.choice import first_guess, interval, mcnemar
 from app.search.curve import Curve
 from app.search.dataset import Dataset
-from app.search.findings import About, Best, Blend, Compared, Findings, Honest, Kept, Penalty, Point, Value
+from app.search.findings import (
+    About,
+    Against,
+    Best,
+    Blend,
+    Compared,
+    Findings,
+    Honest,
+    Kept,
+    More,
+    Penalty,
+    Point,
+    Value,
+)
 from app.search.passes import Passes
 from app.search.pool import Pool
 from app.search.question import Guard, Question
 from app.search.scores import CURVE_METRICS, METRICS, Outcome, reliability
-from app.search.sentences import sentence_of, warnings_of
-from app.search.sweep import Choice, held_out_scores
+from app.search.sentences import tell
+from app.search.sweep import SLACK, Bounds, Choice, held_out, held_out_scores
 from app.search.temperature import fitted_beta
+
+FURTHER = 0.05
+"""A t that lies no further beyond what a guard allows is not worth more texts."""
+
+AGAINST: tuple[Against, ...] = get_args(Against)
 
 
 def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, labels: Sequence[str]) -> Findings:
@@ -25,7 +47,6 @@ def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, l
     pool, ts = question.pool, choice.judge.ts
     start, chosen, end = (_blend(question, curve, t) for t in (0.0, choice.t, 1.0))
     right = [_pooled(question, curve, t).argmax(axis=1) == pool.labels for t in (0.0, choice.t, 1.0)]
-    low, high = interval(choice.best_ts)
     found = Findings(
         line=question.line.text,
         start_name=question.line.start_name,
@@ -38,7 +59,8 @@ def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, l
             t=choice.t,
             recipe=_with_temperature(question, chosen),
             temperature=chosen.temperature,
-            interval=(float(low), float(high)),
+            interval=choice.interval,
+            interval_is="where the best t lies" if question.objective == "loss" else "not shown to be worse",
             as_good=(float(ts[choice.chosen.as_good[0]]), float(ts[choice.chosen.as_good[1]])),
             t_of_best_score=float(ts[choice.chosen.best]),
             at_an_end=float(np.isin(choice.best_ts, (0.0, 1.0)).mean()),
@@ -49,7 +71,10 @@ def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, l
         against_start=mcnemar(right[1], right[0]),
         against_end=mcnemar(right[1], right[2]),
         honest=_honest(question, choice),
-        guards=[_kept(question, curve, guard, index, start, chosen) for index, guard in enumerate(question.guards)],
+        gains=_gains(question, choice, len(labels)),
+        baseline={name: _baseline(question, pool, len(labels)) for name, (_, pool) in question.views.items()},
+        groups=question.pool.members,
+        guards=[_kept(question, curve, index, choice, start, chosen) for index in range(len(question.guards))],
         penalty=_penalty(question, choice),
         first_guess=_first_guess(question, curve, choice.penalty),
         curve=_points(question, curve, choice),
@@ -59,9 +84,9 @@ def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, l
         passes=len(passes.recipes),
         passes_run=len(passes.run),
         seed=question.seed,
+        ramp_asked=question.ramp,
     )
-    found.sentence = sentence_of(found)
-    found.warnings = warnings_of(found, len(pool), len(np.unique(pool.clusters)))
+    tell(found)
     return found
 
 
@@ -120,8 +145,22 @@ def _points(question: Question, curve: Curve, choice: Choice) -> list[Point]:
 def _values(question: Question, pool: Pool, tempered: NDArray[np.float64]) -> list[dict[str, Value]]:
     """Each metric of a pool at each t, from logits (G, N, C)."""
     outcome = Outcome(tempered, pool.labels, pool.groups, question.cost)
-    made: list[dict[str, Value]] = [{} for _ in tempered]
+    return _scored(question, pool, outcome, _scorable(question, pool))
+
+
+def _baseline(question: Question, pool: Pool, classes: int) -> dict[str, Value]:
+    """Each metric of the label frequencies alone; a mean cost is that of the label that is cheapest on average."""
+    made: dict[str, Value] = {}
     for name in _scorable(question, pool):
+        outcome = baseline(pool, classes, question.cost if name == "cost" else None)
+        made |= _scored(question, pool, replace(outcome, logits=outcome.logits[None]), [name])[0]
+    return made
+
+
+def _scored(question: Question, pool: Pool, outcome: Outcome, names: Sequence[str]) -> list[dict[str, Value]]:
+    """These metrics of outcomes with logits (G, N, C), each with its interval."""
+    made: list[dict[str, Value]] = [{} for _ in outcome.logits]
+    for name in names:
         metric = METRICS[name]
         parts = metric.parts(outcome)
         values = metric.score(pool.mean(parts))
@@ -162,7 +201,32 @@ def _honest(question: Question, choice: Choice) -> Honest:
     )
 
 
-def _kept(question: Question, curve: Curve, guard: Guard, index: int, start: Blend, chosen: Blend) -> Kept:
+def _gains(question: Question, choice: Choice, classes: int) -> dict[Against, dict[str, Value]]:
+    """What the procedure gains on held-out texts against both ends, held out alike, and the label frequencies."""
+    pool, metrics = choice.judge.pool, {name: METRICS[name] for name in ("loss", "accuracy")}
+    repeats = list(held_out(question, choice.judge, choice.errors, choice.feasible, choice.penalty))
+    tested = np.logical_or.reduce([each.tested for each in repeats])
+    gained = np.zeros((len(AGAINST), len(pool), len(metrics)))
+    for each in repeats:
+        others = (each.start, each.end, baseline(pool, classes))
+        for k, metric in enumerate(metrics.values()):
+            ours, *theirs = (metric.sign * metric.parts(one)[..., 0] for one in (each.chosen, *others))
+            gained[..., k] += (np.stack(theirs) - ours) / len(repeats)
+    counted = np.broadcast_to(tested[:, None].astype(np.float64), (1, len(pool), len(metrics)))
+    parts = np.concatenate([gained * tested[:, None], counted])
+    means, drawn = pool.mean(parts), pool.resampled(parts, question.draws, question.seed)
+    low, high = interval(drawn[:, :-1] / np.maximum(drawn[:, -1:], 1e-12))
+    return {
+        other: {
+            name: Value(float(means[i, k] / means[-1, k]), float(low[i, k]), float(high[i, k]))
+            for k, name in enumerate(metrics)
+        }
+        for i, other in enumerate(AGAINST)
+    }
+
+
+def _kept(question: Question, curve: Curve, index: int, choice: Choice, start: Blend, chosen: Blend) -> Kept:
+    guard, bounds = question.guards[index], choice.bounds[index]
     metric, pool = METRICS[guard.metric], Pool.of([guard.dataset])
     data = len(question.targets) + index
     logits = np.stack([curve.true(data, blend.t) / blend.temperature for blend in (start, chosen)])
@@ -171,15 +235,32 @@ def _kept(question: Question, curve: Curve, guard: Guard, index: int, start: Ble
     drawn = metric.sign * metric.score(pool.resampled(parts, question.draws, question.seed))
     worse = drawn[:, 1] - drawn[:, 0]
     low, high = interval(worse)
+    lost, at = float(metric.sign * (values[1] - values[0])), choice.chosen.chosen
     return Kept(
         name=guard.dataset.name,
         metric=guard.metric,
         margin=guard.margin,
+        confidence=guard.confidence,
+        texts=len(pool),
         at_start=float(values[0]),
         at_chosen=float(values[1]),
-        worse_by=Value(float(metric.sign * (values[1] - values[0])), float(low), float(high)),
-        holds=float((worse <= guard.margin + 1e-6).mean()),
+        worse_by=Value(lost, float(low), float(high)),
+        upper=lost + float(bounds.upper[at] - bounds.lost[at]) if at else 0.0,
+        holds=float((worse <= guard.margin + SLACK).mean()),
+        up_to=float(choice.judge.ts[np.flatnonzero(bounds.allowed)[-1]]),
+        more=_more(guard, bounds, choice, len(pool)),
     )
+
+
+def _more(guard: Guard, bounds: Bounds, choice: Choice, texts: int) -> More | None:
+    """How many texts would promise the best of the t's that lose at most half the margin; None if these do."""
+    easy = bounds.lost <= guard.margin / 2 + SLACK
+    at = int(np.where(easy, choice.scores, np.inf).argmin())
+    left = guard.margin - float(bounds.lost[at])
+    t, last = float(choice.judge.ts[at]), float(choice.judge.ts[np.flatnonzero(bounds.allowed)[-1]])
+    if t - last < FURTHER or left <= SLACK:
+        return None
+    return More(t, ceil(texts * (float(bounds.upper[at] - bounds.lost[at]) / left) ** 2))
 
 
 def _penalty(question: Question, choice: Choice) -> Penalty:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from app.search.choice import McNemar
 from app.search.scores import Bin
 from app.search.surrogate import Check
+
+Against = Literal["start", "end", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,15 @@ class About:
 @dataclass(frozen=True)
 class Best:
     """The recommendation; `recipe` has the temperature in it, held to three digits, and is a ramp's where that is
-    clearly better than the one `t`. `interval` is where the best t may lie (95 %), `as_good` the first and last t
-    within a paired standard error of the best, `at_an_end` how often the best t of a resample is 0 or 1."""
+    clearly better than the one `t`. `interval` (95 %) is where the best t lies, or, where `interval_is` says so, the
+    first and last t that are not shown to be worse than another. `as_good` is the first and last t within a paired
+    standard error of the best, `at_an_end` how often the best t of a resample is 0 or 1."""
 
     t: float
     recipe: str
     temperature: float
     interval: tuple[float, float]
+    interval_is: Literal["where the best t lies", "not shown to be worse"]
     as_good: tuple[float, float]
     t_of_best_score: float
     at_an_end: float
@@ -80,17 +85,34 @@ class Blend:
 
 
 @dataclass(frozen=True)
+class More:
+    """A t that a guard could allow, and with about how many texts it would, if they lose what these lose."""
+
+    t: float
+    texts: int
+
+
+@dataclass(frozen=True)
 class Kept:
-    """A guard at the chosen t: its metric there and at t = 0, the change for the worse, and in which share of the
-    resamples it stays within the margin."""
+    """A guard at the chosen t: its metric there and at t = 0, and the change for the worse, which is at most `upper`
+    with the guard's `confidence`. `holds` is in which share of the resamples the change stays within the margin.
+
+    `up_to` is the last t that `texts` texts promise; `more` is the best-scoring t that loses at most half the margin on
+    them, where they are too few to promise that.
+    """
 
     name: str
     metric: str
     margin: float
+    confidence: float
+    texts: int
     at_start: float
     at_chosen: float
     worse_by: Value
+    upper: float
     holds: float
+    up_to: float
+    more: More | None
 
 
 @dataclass(frozen=True)
@@ -171,7 +193,12 @@ class Ramp:
 
 @dataclass
 class Findings:
-    """All that a sweep found. `passes` counts the blends that it needed, `passes_run` those that were not stored."""
+    """All that a sweep found. `passes` counts the blends that it needed, `passes_run` those that were not stored.
+
+    `gains` are of log loss and accuracy on held-out texts, more is better: of the whole procedure against the `start`
+    and the `end` of the line, and against the label frequencies alone (`baseline`), whose own scores are there by data
+    set. `groups` counts the independent ones among the targets' texts.
+    """
 
     line: str
     start_name: str
@@ -187,6 +214,9 @@ class Findings:
     against_start: McNemar
     against_end: McNemar
     honest: Honest
+    gains: dict[Against, dict[str, Value]]
+    baseline: dict[str, dict[str, Value]]
+    groups: int
     guards: list[Kept]
     penalty: Penalty
     first_guess: float
@@ -202,3 +232,4 @@ class Findings:
     robustness: dict[str, list[Steadiness]] = field(default_factory=dict)
     direction: Direction | None = None
     ramp: Ramp | None = None
+    ramp_asked: bool = False

@@ -62,8 +62,15 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "datasets": [
             *({"name": Path(path).stem, "data": _rows(path, columns), "weight": weight} for path, weight in targets),
             *(
-                {"name": Path(p).stem, "data": _rows(p, columns), "role": "guard", "metric": metric, "margin": margin}
-                for p, metric, margin in guards
+                {
+                    "name": Path(path).stem,
+                    "data": _rows(path, columns),
+                    "role": "guard",
+                    "metric": metric,
+                    "margin": margin,
+                    "confidence": confidence,
+                }
+                for path, metric, margin, confidence in guards
             ),
         ],
         "variants": options.variant if options.line is None else [],

@@ -21,7 +21,13 @@ BLOCK = 4_000_000
 
 
 class Scored(Protocol):
-    """Where logits of data sets come from: t's (G,) and the logits (g, N, C) of a data set at some of them."""
+    """Where logits of data sets come from: t's (G,) and the logits (g, N, C) of a data set at some of them.
+
+    `ordered`: the t's go along a line from its start on, and are no numbers of points somewhere else.
+    """
+
+    @property
+    def ordered(self) -> bool: ...
 
     @property
     def ts(self) -> NDArray[np.float64]: ...

@@ -14,7 +14,7 @@ from app.search.choice import Rule
 from app.search.dataset import Columns, Dataset, check_labels, dataset_of
 from app.search.folds import FOLDS
 from app.search.line import Line
-from app.search.question import Guard, Question
+from app.search.question import CONFIDENCE, Guard, Question, check_confidence
 from app.search.scores import CURVE_METRICS, METRICS
 from app.search.tables import Rows, csv_rows
 from app.weights.recipe import Cookbook
@@ -33,7 +33,7 @@ class Facts:
 @dataclass(frozen=True)
 class Given:
     """A data set as it was sent: rows, or a CSV file. A target counts by its weight; a guard must not get worse by more
-    than its margin."""
+    than its margin, with this confidence."""
 
     name: str
     content: list[dict[str, Any]] | str
@@ -41,6 +41,7 @@ class Given:
     weight: float = 1.0
     margin: float = 0.0
     metric: str = "accuracy"
+    confidence: float = CONFIDENCE
 
     @property
     def rows(self) -> Rows:
@@ -142,7 +143,8 @@ def _at_most(given: Given, most: int | None) -> Iterator[tuple[str, Mapping[str,
 def _guard(given: Given, dataset: Dataset) -> Guard:
     if given.metric not in CURVE_METRICS:
         raise BadData(f"{given.name}: no metric {given.metric!r}; metrics: {', '.join(CURVE_METRICS)}")
-    return Guard(dataset, given.metric, given.margin)
+    check_confidence(given.name, given.confidence)
+    return Guard(dataset, given.metric, given.margin, given.confidence)
 
 
 def _cost(rows: list[list[float]] | None, labels: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float64]] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import BadData
 from app.search.findings import Blend, Findings
 from app.search.scores import METRICS, Bin
+from app.search.sentences import span_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,10 +85,11 @@ def _curve(found: Findings) -> Figure:
         color=CHOICE,
         fontweight="bold",
     )
+    shaded = found.best.interval_is if found.best.interval_is.startswith("where") else f"t's {found.best.interval_is}"
     figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     captioned(
         figure,
-        f"Shaded: where the best t lies, {low:.2f} to {high:.2f} (95 %). Bands: 95 % intervals over the texts.",
+        f"Shaded: {shaded}, {span_of(low, high)} (95 %). Bands: 95 % intervals over the texts.",
         all(at.allowed for at in found.compared),
     )
     return figure

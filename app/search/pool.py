@@ -52,6 +52,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def members(self) -> int:
+        """Clusters in all: how many independent observations there are."""
+        return len(np.unique(self.clusters))
+
     def mean(self, parts: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Weighted means of parts (G, N, K): (G, K); without other weights (N,), by those of the pool."""
         return np.asarray(np.einsum("gnk,n->gk", parts, self.weights if weights is None else weights))

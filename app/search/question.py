@@ -18,15 +18,29 @@ from app.search.pool import DRAWS, Pool
 from app.search.scores import METRICS, Metric
 
 TOGETHER = "all targets"
+CONFIDENCE = 0.9
+"""That a guard keeps its margin, unless asked otherwise."""
+MOST_CONFIDENCE = 0.999
+"""Beyond it the tail of a bootstrap says nothing."""
+
+
+def check_confidence(place: str, confidence: float) -> None:
+    """Raises `BadData` for one that no upper bound has."""
+    if not 0.5 <= confidence <= MOST_CONFIDENCE:
+        raise BadData(f"{place}: a confidence is a number from 0.5 to {MOST_CONFIDENCE:g}, such as {CONFIDENCE:g}")
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A data set that must not get worse than at t = 0 by more than `margin`, in the metric's unit; 0.01 is a point."""
+    """A data set that must not get worse than at t = 0 by more than `margin`, in the metric's unit; 0.01 is a point.
+
+    A t is allowed where that is so with this `confidence` on texts like these, and not on these alone.
+    """
 
     dataset: Dataset
     metric: str
     margin: float
+    confidence: float = CONFIDENCE
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from app.search.findings import Findings, Place, Ramp, Value
 from app.search.line import Line
 from app.search.passes import Passes
 from app.search.question import Question
-from app.search.sentences import sentence_of
+from app.search.sentences import tell
 from app.search.sweep import Choice, choice_of, held_out_scores, sweep
 
 Point = tuple[float, float]
@@ -45,22 +45,19 @@ def swept(question: Question, passes: Passes, labels: Sequence[str]) -> Findings
     found = findings(question, curve, choice, passes, labels)
     if not question.ramp:
         return found
-    if curve.way == "run":
-        found.warnings.append("logits change too unevenly along the line to look beside it, so no ramp was looked for")
-        return found
-    found.ramp = _best_ramp(question, curve, found, passes)
-    found.passes, found.passes_run = len(passes.recipes), len(passes.run)
-    if found.ramp is None:
-        found.warnings.append("the guards allow none of the ramps that were run")
-    elif found.ramp.better:
+    if curve.way != "run":  # else logits change too unevenly along the line to look beside it
+        found.ramp = _best_ramp(question, curve, found, passes)
+        found.passes, found.passes_run = len(passes.recipes), len(passes.run)
+    if found.ramp is not None and found.ramp.better:
         found.best = replace(found.best, recipe=found.ramp.recipe, temperature=found.ramp.temperature)
-        found.warnings.append(f"what is told of scores, guards and robustness is of t = {found.best.t:g} in all layers")
-    found.sentence = sentence_of(found)
+    tell(found)
     return found
 
 
 class Ramps:
     """Logits at ramps. `points` (G, 2) are those to choose from, the base first; `ts` are their numbers."""
+
+    ordered = False
 
     def __init__(self, line: Line, curve: Curve, texts: Sequence[Sequence[str]], passes: Passes) -> None:
         steps = np.arange(STEPS + 1) / STEPS
@@ -97,6 +94,8 @@ class Ramps:
 class _Run:
     """Blends that were run, for a judge who is to compare them; the first is the base. Logits (N, C) by blend and data
     set."""
+
+    ordered = False
 
     def __init__(self, true: Sequence[Sequence[NDArray[np.float64]]]) -> None:
         self.ts = np.arange(len(true), dtype=np.float64)

@@ -11,12 +11,14 @@ from pathlib import Path
 from string import Template
 
 from app.search import pictures, ramp_picture
-from app.search.findings import Blend, Findings, Value
+from app.search.findings import Blend, Findings, Kept, Value
 from app.search.scores import METRICS
-from app.search.sentences import difference, margin_of, shown
+from app.search.sentences import difference, margin_of, shown, span_of
 
 TEMPLATE = Path(__file__).parent / "report.html"
 SMALL = "\n"
+UNREAD = "label frequencies"
+"""The row of the baseline, which looks at no text."""
 JSON, CSV, HTML = "results.json", "curve.csv", "report.html"
 
 
@@ -53,6 +55,9 @@ def table(found: Findings) -> list[list[str]]:
         for index, (data, values) in enumerate(blend.data.items()):
             first = [blend.recipe, f"{blend.temperature:.2f}"] if index == 0 else ["", ""]
             rows.append([*first, data, *(shown(METRICS[n], values[n].value) if n in values else "" for n in names)])
+    for index, (data, values) in enumerate(found.baseline.items()):
+        first = [UNREAD if index == 0 else "", ""]
+        rows.append([*first, data, *(shown(METRICS[n], values[n].value) if n in values else "" for n in names)])
     return rows
 
 
@@ -85,8 +90,8 @@ def _page(found: Findings, folder: Path) -> str:
         sentence=_safe(found.sentence),
         t=f"{best.t:g}",
         temperature=f"{best.temperature:.2f}",
-        low=f"{best.interval[0]:.2f}",
-        high=f"{best.interval[1]:.2f}",
+        span=span_of(*best.interval),
+        span_is=best.interval_is if best.interval_is.startswith("where") else f"t's {best.interval_is}",
         span_left=f"{100 * best.interval[0]:.2f}",
         span_width=f"{100 * (best.interval[1] - best.interval[0]):.2f}",
         pin=f"{100 * best.t:.2f}",
@@ -158,6 +163,9 @@ def _scores(found: Findings) -> list[list[str]]:
         for index, (data, values) in enumerate(blend.data.items()):
             first = [blend.recipe, f"{blend.temperature:.2f}"] if index == 0 else ["", ""]
             rows.append([*first, data, *(_with_interval(n, values[n]) if n in values else "" for n in names)])
+    for index, (data, values) in enumerate(found.baseline.items()):
+        first = [UNREAD if index == 0 else "", ""]
+        rows.append([*first, data, *(_with_interval(n, values[n]) if n in values else "" for n in names)])
     return rows
 
 
@@ -175,7 +183,7 @@ def _tests(found: Findings) -> list[list[str]]:
 
 
 def _guards(found: Findings) -> list[list[str]]:
-    rows = [["data", "metric", "at the start", "at the choice", "worse by", "margin", "holds in"]]
+    rows = [["data", "metric", "at the start", "at the choice", "worse by", "at most", "margin", "up to t"]]
     for g in found.guards:
         metric = METRICS[g.metric]
         rows.append(
@@ -185,11 +193,16 @@ def _guards(found: Findings) -> list[list[str]]:
                 shown(metric, g.at_start),
                 shown(metric, g.at_chosen),
                 _with_interval(g.metric, g.worse_by),
+                f"{difference(metric, g.upper)}{SMALL}{100 * g.confidence:g} % sure",
                 margin_of(g),
-                f"{100 * g.holds:.0f} % of resamples",
+                f"{g.up_to:g}{SMALL}{_more(g)}",
             ]
         )
     return rows
+
+
+def _more(guard: Kept) -> str:
+    return "" if guard.more is None else f"{guard.more.t:g} with about {guard.more.texts:,} texts"
 
 
 def _choice(found: Findings) -> list[list[str]]:

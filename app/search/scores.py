@@ -70,6 +70,11 @@ class Metric:
         """What the metric is multiplied by so that less is better."""
         return -1.0 if self.higher_is_better else 1.0
 
+    @property
+    def step(self) -> float:
+        """What the answer to one of n texts changes at once, times n: 0 for a metric that follows t evenly."""
+        return 1.0 if self.percent else 0.0
+
 
 def _only(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """A metric that is a mean."""

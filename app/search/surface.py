@@ -72,6 +72,8 @@ class Mixes:
     Up to MOST_BY_SURFACE variants they are points of the simplex, by the surface; beyond, those that were run.
     """
 
+    ordered = False
+
     def __init__(
         self,
         cookbook: Cookbook,

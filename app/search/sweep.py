@@ -1,4 +1,4 @@
-"""Which t of a line is best on labelled texts.
+"""Which t of a line is best on labelled texts, and which t's guards allow.
 
 Five passes and a check draw the curve (`curve.py`), every text is scored all along it at the temperature that fits
 (`judge.py`), the choice is made among the t's that keep the guards (`choice.py`), and the chosen blend is run itself.
@@ -6,23 +6,59 @@ Five passes and a check draw the curve (`curve.py`), every text is scored all al
     minimise over t:  L(theta_start + t tau) + lambda t^2 |tau|^2     subject to every guard
 
 Without a lambda the restraint may be the rule: the smallest t within a paired standard error of the best.
+
+A guard allows a t where the upper confidence bound of what its metric loses keeps the margin. Along a line t's are
+tested in their order from 0, and the first that fails ends it (fixed-sequence testing): if any t is allowed wrongly, so
+is the first that loses too much, which is one t and one test, and no search over t's has to be paid for. Points that
+have no order are all tested at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.search.choice import Chosen, best_of_each, choose, fitted_penalty, paired_errors
+from app.search.choice import (
+    Chosen,
+    best_of_each,
+    choose,
+    fitted_penalty,
+    interval,
+    not_worse,
+    paired_errors,
+    room_above,
+)
 from app.search.curve import Curve
 from app.search.folds import Split, splits
 from app.search.judge import Judge, Scored
 from app.search.passes import Passes
 from app.search.pool import Pool
 from app.search.question import Guard, Question
-from app.search.scores import CURVE_METRICS, METRICS, Outcome
+from app.search.scores import CURVE_METRICS, METRICS, Metric, Outcome
+
+SLACK = 1e-6
+"""That rounding may take of a margin."""
+
+LEAST_DRAWS = 400
+"""Resamples that a guard's bounds are made from at least."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a guard's metric loses against t = 0, for G t's and B resamples.
+
+    `lost` (G,) is the estimate, `upper` (G,) its upper confidence bound, `resampled` (B, G) the estimates of resamples.
+    `allowed` (G,) and `allowed_resampled` (B, G) tell which t's keep the margin.
+    """
+
+    lost: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    allowed: NDArray[np.bool_]
+    allowed_resampled: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -30,7 +66,7 @@ class Choice:
     """A t, and all that it rests on, for G t's and B resamples.
 
     `scores` (G,) and `resampled` (B, G) are of the objective, less is better, `penalty * t^2` included. `feasible` (G,)
-    tells which t's keep the guards, `best_ts` (B,) are the best t's of the resamples.
+    tells which t's keep the guards, whose `bounds` they follow from; `best_ts` (B,) are the best t's of the resamples.
     """
 
     judge: Judge
@@ -39,12 +75,24 @@ class Choice:
     resampled: NDArray[np.float64]
     errors: NDArray[np.float64]
     feasible: NDArray[np.bool_]
+    bounds: list[Bounds]
     best_ts: NDArray[np.float64]
     chosen: Chosen
+    objective: str
 
     @property
     def t(self) -> float:
         return float(self.judge.ts[self.chosen.chosen])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the best t lies, 95 %. For the log loss the middle of the resamples' best t's; for others, whose best t
+        jumps about between resamples, the first and the last t that are not shown to be worse than another one."""
+        if self.objective == "loss":
+            low, high = interval(self.best_ts)
+            return float(low), float(high)
+        ts = self.judge.ts[not_worse(self.scores, self.resampled, self.feasible)]
+        return float(ts.min()), float(ts.max())
 
 
 def sweep(question: Question, passes: Passes) -> tuple[Curve, Choice]:
@@ -59,7 +107,13 @@ def sweep(question: Question, passes: Passes) -> tuple[Curve, Choice]:
 def choice_of(question: Question, curve: Scored) -> Choice:
     """The choice among the t's of a curve (or the points of a surface), as far as its logits are to be believed."""
     judge = Judge(curve, question)
-    feasible, feasible_resampled = _feasible(question, curve, judge)
+    bounds = [
+        bounds_of(guard, curve, data, judge, question)
+        for data, guard in enumerate(question.guards, len(question.targets))
+    ]
+    feasible = np.logical_and.reduce([np.ones(len(judge.ts), dtype=bool), *(b.allowed for b in bounds)])
+    everywhere = np.ones((question.draws, len(judge.ts)), dtype=bool)
+    feasible_resampled = np.logical_and.reduce([everywhere, *(b.allowed_resampled for b in bounds)])
     scores, resampled = judge.scores(), judge.resampled()
     errors = paired_errors(resampled)
     if question.penalty == "folds":
@@ -67,55 +121,88 @@ def choice_of(question: Question, curve: Scored) -> Choice:
     else:
         penalty = question.penalty * question.squared_length
     penalties = penalty * judge.ts**2
-    best_ts = best_of_each(resampled + penalties, judge.ts, feasible_resampled)
-    chosen = choose(scores + penalties, errors, feasible, question.rule)
-    return Choice(judge, penalty, scores + penalties, resampled + penalties, errors, feasible, best_ts, chosen)
+    return Choice(
+        judge=judge,
+        penalty=penalty,
+        scores=scores + penalties,
+        resampled=resampled + penalties,
+        errors=errors,
+        feasible=feasible,
+        bounds=bounds,
+        best_ts=best_of_each(resampled + penalties, judge.ts, feasible_resampled),
+        chosen=choose(scores + penalties, errors, feasible, question.rule),
+        objective=question.objective,
+    )
 
 
-def _feasible(question: Question, curve: Scored, judge: Judge) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which t's keep every guard, (G,), and the same in every resample of the guards' texts, (B, G).
-
-    t = 0 always does.
-    """
-    feasible = np.ones(len(judge.ts), dtype=bool)
-    resampled = np.ones((question.draws, len(judge.ts)), dtype=bool)
-    for data, guard in enumerate(question.guards, start=len(question.targets)):
-        pool = Pool.of([guard.dataset])
-        parts = np.concatenate(
-            [
-                METRICS[guard.metric].parts(Outcome(beta * curve.logits(data, np.array([t])), pool.labels))
-                for t, beta in zip(judge.ts, judge.beta, strict=True)
-            ]
-        )
-        feasible &= _within(guard, pool.mean(parts))
-        resampled &= _within(guard, pool.resampled(parts, question.draws, question.seed))
-    return feasible, resampled
+def bounds_of(guard: Guard, curve: Scored, data: int, judge: Judge, question: Question) -> Bounds:
+    """What a guard, whose data set has this number, allows; t = 0 always."""
+    pool, metric = Pool.of([guard.dataset]), METRICS[guard.metric]
+    parts = np.concatenate(
+        [
+            metric.parts(Outcome(beta * curve.logits(data, np.array([t])), pool.labels))
+            for t, beta in zip(judge.ts, judge.beta, strict=True)
+        ]
+    )
+    lost = _lost(metric, pool.mean(parts))
+    resampled = _lost(metric, pool.resampled(parts, max(question.draws, LEAST_DRAWS), question.seed))
+    above = room_above(resampled, guard.confidence, pool.members, metric.step, together=not curve.ordered)
+    resampled = resampled[: question.draws]
+    allowed, allowed_resampled = (_keeps(lost + above, guard, curve) for lost in (lost, resampled))
+    return Bounds(lost, lost + above, allowed, allowed_resampled)
 
 
-def _within(guard: Guard, means: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the metric is within the margin, (..., G), from means (..., G, K)."""
-    metric = METRICS[guard.metric]
+def _lost(metric: Metric, means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much the metric is worse than at t = 0, (..., G), from means (..., G, K)."""
     scores = metric.sign * metric.score(means)
-    return np.asarray(scores <= scores[..., :1] + guard.margin + 1e-6)
+    return np.asarray(scores - scores[..., :1])
+
+
+def _keeps(upper: NDArray[np.float64], guard: Guard, curve: Scored) -> NDArray[np.bool_]:
+    """Which t's (..., G) keep the margin; along a line none beyond the first that does not."""
+    keeps = upper <= guard.margin + SLACK
+    keeps[..., 0] = True
+    return np.asarray(np.logical_and.accumulate(keeps, axis=-1) if curve.ordered else keeps)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One repeat of held-out answers: of the whole procedure, and of both ends at the temperature that fits them.
+
+    In every split, t and temperature are chosen without the texts that judge them. A penalty that folds chose is not.
+    """
+
+    chosen: Outcome
+    start: Outcome
+    end: Outcome
+    tested: NDArray[np.bool_]
+
+
+def held_out(
+    question: Question, judge: Judge, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
+) -> Iterator[HeldOut]:
+    """Each repeat's answers to the texts (N,) that it tests."""
+    for repeat in splits(judge.pool, question.folds, question.repeats, question.seed):
+        betas = [judge.beta_of(split) for split in repeat]
+        at = [_position_of(split, question, judge, errors, feasible, penalty) for split in repeat]
+
+        def answered(positions: list[int], repeat: list[Split] = repeat, betas: list[Any] = betas) -> Outcome:
+            parts = zip(repeat, positions, betas, strict=True)
+            return judge.held_out([(split, place, float(beta[place])) for split, place, beta in parts])
+
+        start, end = (answered([place] * len(repeat)) for place in (0, len(judge.ts) - 1))
+        yield HeldOut(answered(at), start, end, np.logical_or.reduce([split.test for split in repeat]))
 
 
 def held_out_scores(
     question: Question, judge: Judge, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
 ) -> dict[str, float]:
-    """Scores of the whole procedure on held-out texts, by metric, and as `objective` (less is better).
-
-    In every split, t and temperature are chosen without the texts that judge them. A penalty that folds chose is not.
-    """
+    """Scores of the whole procedure on held-out texts, by metric, and as `objective` (less is better)."""
     totals: dict[str, list[float]] = {}
-    for repeat in splits(judge.pool, question.folds, question.repeats, question.seed):
-        choices = []
-        for split in repeat:
-            position = _position_of(split, question, judge, errors, feasible, penalty)
-            choices.append((split, position, float(judge.beta_of(split)[position])))
-        outcome = judge.held_out(choices)
-        weights = judge.pool.restricted(np.logical_or.reduce([split.test for split in repeat]))
+    for repeat in held_out(question, judge, errors, feasible, penalty):
+        weights = judge.pool.restricted(repeat.tested)
         for name in {*CURVE_METRICS, question.objective}:
-            totals.setdefault(name, []).append(float(METRICS[name].of(outcome, weights)))
+            totals.setdefault(name, []).append(float(METRICS[name].of(repeat.chosen, weights)))
     means = {name: float(np.mean(values)) for name, values in totals.items()}
     return {**means, "objective": question.metric.sign * means[question.objective]}
 

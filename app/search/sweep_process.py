@@ -157,10 +157,24 @@ def result_of(found: Findings) -> dict[str, Any]:
         for point in found.curve
         for name, values in point.data.items()
     ]
-    shown = {"t": best.t, "interval": list(best.interval), "temperature": best.temperature, "recipe": best.recipe}
+    shown = {
+        "t": best.t,
+        "interval": list(best.interval),
+        "interval_is": best.interval_is,
+        "temperature": best.temperature,
+        "recipe": best.recipe,
+    }
     drawn = ("surface", "run")
     ramp = None if found.ramp is None else {k: v for k, v in asdict(found.ramp).items() if k not in drawn}
-    return {"curve": curve, "best": shown, "ramp": ramp, "sentence": found.sentence, "warnings": found.warnings}
+    return {
+        "curve": curve,
+        "best": shown,
+        "ramp": ramp,
+        "guards": [asdict(guard) for guard in found.guards],
+        "baseline": [{"data": name, **{m: asdict(v) for m, v in by.items()}} for name, by in found.baseline.items()],
+        "sentence": found.sentence,
+        "warnings": found.warnings,
+    }
 
 
 def _files(found: Findings) -> Mapping[str, bytes]:
