@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import shutil
 import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx
 import pytest
 from conftest import Service
+from hypothesis import given
+from hypothesis import strategies as st
 from redis import Redis
 
 from app.__main__ import main
 from app.api.header_text import header_text
+from app.api.keys import new_key
 from app.errors import BadBank, BadExperiment, BadHeader, UnknownVariant
 from app.experiments.assignment import u
 from app.experiments.experiment import Experiment
@@ -29,7 +33,7 @@ from app.names import MAX_NAME, is_name, nfc
 from app.search.dataset import Columns, dataset_of
 from app.serving.segment_table import table_of
 from app.weights.automatic import Auto, automatic
-from app.weights.recipe import Cookbook
+from app.weights.recipe import RESERVED, Cookbook
 
 SCRIPTS = ["财务", "産品", "ürün", "Ελλάδα", "продажи", "مبيعات", "बिक्री", "ขาย", "한국어", "二〇二六", "v٣", "Zoë_2-b"]
 NO_NAMES = ["", " ", "a b", "a@b", "a+b", "a:b", "a;b", "a=b", "a,b", "a/b", "a.\u200db", "@a", "-a", "a\n", "a\u200b"]
@@ -147,6 +151,25 @@ def test_a_header_that_is_no_text_is_refused(value: str) -> None:
         header_text("X-Tween-Unit", value)
 
 
+@given(st.text(max_size=80))
+def test_what_is_a_name_reads_back_as_itself(text: str) -> None:
+    name = nfc(text)
+    assert nfc(name) == name and isinstance(is_name(name), bool)
+    if is_name(name) and name not in RESERVED:
+        for recipe in ({"variant": text}, f"{text}@1", f" {name} "):
+            assert Cookbook([name]).read(recipe).t == ((name, 1_000_000),)
+        assert automatic(f"{text}@auto") == Auto(name)
+
+
+@given(st.binary(max_size=40))
+def test_whatever_a_header_holds_is_a_text_or_refused(raw: bytes) -> None:
+    try:
+        text = header_text("X-Tween-Unit", raw.decode("latin-1"))
+    except BadHeader:
+        return
+    assert header_text("X-Tween-Unit", quote(text, safe="")) == text
+
+
 # -- from end to end ---------------------------------------------------------------------------------------
 
 CUSTOMERS = [f"客户-{i}" for i in range(8)]
@@ -234,6 +257,23 @@ def exported(client: httpx.Client, path: str) -> list[dict[str, str]]:
             assert reply.headers["content-disposition"] == f"attachment; filename*=UTF-8''{quote(EXPERIMENT)}.csv"
             return rows
         time.sleep(0.1)
+
+
+def test_the_audit_log_tells_of_names_in_any_script(
+    serve: Callable[..., Service],
+    chinese: BankSpec,
+    redis: Redis,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "tween.audit")
+    key, entry = new_key("boss", "manage")
+    (tmp_path / "keys.toml").write_text(entry)
+    client = serve(chinese, api_keys=tmp_path / "keys.toml").client
+    headers = {"Authorization": f"Bearer {key}", "X-Tween-Actor": quote("李雷")}
+    reply = client.put("/v1/aliases/产品", json={"recipe": "财务@0.4"}, headers=headers)
+    assert reply.status_code == 201 and reply.json()["by"] == "boss", "and not what a header says"
+    assert "boss PUT /v1/aliases/产品: 201" in unquote(caplog.text), "paths are percent-encoded there"
 
 
 @pytest.mark.parametrize(

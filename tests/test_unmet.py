@@ -16,6 +16,7 @@ from redis import Redis
 from servers import server, until
 from test_outcome_routes import DEFINITION, PATH, counts
 
+from app.api.keys import new_key
 from app.cache.client import connect
 from app.cache.headroom import FOLDED, PREDICTIONS, SENT, Headroom
 from app.cache.redis_url import RedisUrl
@@ -198,6 +199,23 @@ def test_a_key_that_invents_units_stops_no_manager(
         report = client.get(f"{PATH}/report").json()
         assert report["unmet"] == {"waiting": accepted, "untaken": {"beyond": dropped}}
         assert any(f"{dropped:,} outcomes were refused" in warning for warning in report["warnings"])
+
+
+def test_each_key_has_places_of_its_own(
+    serve: Callable[..., Service], spec: BankSpec, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unmet, "MOST_OF_ONE", 5)
+    keys = {name: new_key(name, role) for name, role in (("boss", "manage"), ("shop", "predict"), ("bank", "predict"))}
+    (tmp_path / "keys.toml").write_text("".join(entry for _, entry in keys.values()))
+    client = serve(spec, spool=tmp_path / "spool", api_keys=tmp_path / "keys.toml").client
+    bearer = {name: {"Authorization": f"Bearer {key}"} for name, (key, _) in keys.items()}
+    assert client.put(PATH, json=DEFINITION, headers=bearer["boss"]).status_code == 201
+    body = [{"unit": f"nobody-{number}", "metric": "bought"} for number in range(8)]
+    for name in ("shop", "bank"):
+        told = [{**one, "unit": f"{name}-{one['unit']}"} for one in body]
+        headers = {**bearer[name], "X-Tween-Actor": "somebody else"}
+        reply = client.post(f"{PATH}/outcomes", json=told, headers=headers).json()
+        assert (reply["accepted"], reply["dropped"]) == (5, 3)
 
 
 def test_a_key_that_tells_ever_more_of_units_that_were_met_stops_no_manager(

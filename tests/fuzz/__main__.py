@@ -6,6 +6,7 @@ target takes `SECONDS` unless another time is given: `python -m tests.fuzz recip
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import atheris
 
@@ -24,13 +26,16 @@ with atheris.instrument_imports(include=["app", "json"]):
     from starlette.exceptions import HTTPException
 
     from app.api.direct import parse_json
+    from app.api.header_text import header_text
     from app.api.native import PredictRequest
     from app.api.problems import reply_to
     from app.api.sweep_routes import SweepRequest
-    from app.errors import TweenError
+    from app.errors import BadHeader, TweenError
     from app.experiments.experiment import Experiment
     from app.models.weight_file import check_weight_file
-    from app.weights.recipe import Cookbook
+    from app.names import is_name, nfc
+    from app.weights.automatic import automatic
+    from app.weights.recipe import RESERVED, Cookbook
 
 from starlette.requests import Request
 
@@ -66,6 +71,19 @@ def headers(data: bytes) -> None:
             assert len(str(error)) < 700, error
 
 
+def names(data: bytes) -> None:
+    """Names and headers in any script: what is a name is read back as itself, in every place that takes one."""
+    with contextlib.suppress(BadHeader):
+        text = header_text("X-Tween-Unit", data.decode("latin-1"))
+        assert header_text("X-Tween-Unit", quote(text, safe="")) == text
+    name = nfc(data.decode(errors="replace"))
+    automatic(f"{name}@auto")
+    if is_name(name) and name not in RESERVED:
+        assert nfc(name) == name
+        for recipe in ({"variant": name}, f"{name}@1"):
+            assert Cookbook([name]).read(recipe).t == ((name, 1_000_000),)
+
+
 def bodies(data: bytes) -> None:
     """JSON bodies, and the refusal that becomes of one."""
     for model in (PredictRequest, SweepRequest, Experiment):
@@ -89,6 +107,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
             b'{"variant": "finance", "t": 4e-1}',
         ],
     ),
+    "names": (names, ["财务".encode(), "u\u0308".encode(), b"%E5%AE%A2-1", b"50%25", b"a_b-1"]),
     "headers": (
         headers,
         [
