@@ -1,7 +1,8 @@
 """Lines of the log, for people or for machines, each with the ids of the request that it belongs to and of its trace.
 
-Nothing here knows what callers send: a line holds what the code says, and no texts. (`text_log.py` tells those,
-where an operator asks for it.)
+A line holds what the code says, and no texts. (`text_log.py` tells those, where an operator asks for it.) Names and
+paths in it may be a caller's, so each line is escaped here, wherever it was written: no caller can end one and begin
+another.
 
 A thread writes the lines. Standard error may be a pipe that nobody reads any more, or a file on a full disk: a log that
 waited for it would stand in the event loop, and the service with it. So what does not fit into a short line of waiting
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -36,15 +38,27 @@ TRACE_ID: ContextVar[str] = ContextVar("trace_id", default="")
 """The id of its trace; empty where requests are not traced."""
 
 
-class Human(logging.Formatter):
-    """A line to read."""
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, with which escape sequences begin; separators of lines; marks that turn the direction of writing;
+and lone halves of characters."""
+SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+def escaped(line: str) -> str:
+    """A line that ends where it ends, and that a terminal shows as it is, whatever a caller has sent: what could be
+    taken for something else is written as JSON writes it."""
+    return UNSAFE.sub(lambda found: SHORT.get(found[0]) or f"\\u{ord(found[0]):04x}", line)
+
+
+class Human(logging.Formatter):
+    """A line to read. A traceback comes below it, and is indented: a line that begins with a time is a record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line, ids = super().format(record), f"{REQUEST_ID.get()} {TRACE_ID.get()}".strip()
-        return f"{line} [{ids}]" if ids else line
+        line = f"{self.formatTime(record)} {record.levelname:<7} {record.name}: {record.getMessage()}"
+        if ids := f"{REQUEST_ID.get()} {TRACE_ID.get()}".strip():
+            line += f" [{ids}]"
+        below = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return "\n    ".join(escaped(line) for line in (line, *below))
 
 
 class Json(logging.Formatter):
@@ -63,7 +77,7 @@ class Json(logging.Formatter):
             said["trace_id"] = trace_id
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, ensure_ascii=False)
+        return escaped(json.dumps(said, ensure_ascii=False))
 
 
 FORMATTERS: dict[Format, type[logging.Formatter]] = {"human": Human, "json": Json}
