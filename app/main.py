@@ -391,7 +391,7 @@ async def open_ledger(
     elif folder is None:  # what the private Redis has counted ends with this process, too
         folder = Path(resources.enter_context(TemporaryDirectory(prefix="tween-spool-")))
     store = LedgerStore(engine.redis.redis, settings.redis_namespace)
-    followed = Followed(experiments)
+    followed = Followed(experiments, settings.events_ttl_s)
     headroom = Headroom(engine.redis.redis, lambda: store.size(followed.names(), time.time()))
     meanwhile(headroom.run(), resources)
     sticky.headroom = headroom

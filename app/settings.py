@@ -29,6 +29,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         None, description="folder for events of experiments on their way to Redis; by default one below the user's home"
     )
     spool_mib: int = Field(256, gt=0, description="room for these events while Redis is away, MiB")
+    events_ttl_s: int = Field(
+        90 * 24 * 3600, gt=0, description="how long units' records are kept after an experiment has stopped, s"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_header_kib: int = Field(32, gt=0, description="largest request headers, KiB")

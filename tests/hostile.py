@@ -252,7 +252,7 @@ def requests(specification: dict[str, Any]) -> Iterator[Hostile]:
 
 def _of(method: str, path: str, operation: dict[str, Any]) -> Iterator[Hostile]:
     known = path.replace("{name}", "tone").replace("{variant}", "angry").replace("{key}", "0" * 32)
-    known = known.replace("{sweep}", "none-such")
+    known = known.replace("{sweep}", "none-such").replace("{unit}", "customer-1")
     for why, body in _bodies(f"{method} {path}", operation):
         yield Hostile(why, method, known, body, [_header("content-type", "application/json")])
     for kind in CONTENT_TYPES:

@@ -53,11 +53,27 @@ SHARES = {1: {"plain": 0.5, "warm": 0.5}, 2: {"plain": 0.2, "warm": 0.8}}
 class Known:
     """A pod's definitions: one experiment."""
 
+    def __init__(self) -> None:
+        self.deletions: dict[str, float] = {}
+        self.is_expired = False
+
     def names(self) -> Iterable[str]:
         return [NAME]
 
     def definition(self, name: str) -> Experiment | None:
         return TONE if name == NAME else None
+
+    def deleted_at(self, name: str) -> float:
+        return self.deletions.get(name, 0.0)
+
+    def deleted(self) -> Iterable[tuple[str, int]]:
+        return []
+
+    def expired(self) -> Iterable[tuple[str, int]]:
+        return [(NAME, 2)] if self.is_expired else []
+
+    def phase(self, name: str) -> int:
+        return 2
 
     def shares(self, name: str) -> Mapping[int, Mapping[str, float]]:
         return SHARES

@@ -43,15 +43,21 @@ def test_an_experiment_by_its_commands(tween: Callable[..., str], tmp_path: Path
     file.write_text(FILE.format(coverage=0.5))
     line = "tone: running, version 1, phase 1: mild base 50%, firm angry@0.4 50%\n"
     assert tween("apply", str(file)) == tween("apply", str(file)) == tween("list") == line
+    assert tween("erase", "ada") == tween("erase", "ada", "--experiment", "tone") == "tone: not known\n"
+    assert "stop it before it is archived" in tween("archive", "tone", status=2)
     assert tween("pause", "tone").startswith("tone: paused, version 2")
     assert tween("start", "tone").startswith("tone: running, version 3")
     assert tween("promote", "tone", "--arm", "firm") == "@prod -> angry@0.4, now\n"
     assert "by experiment rollout.prod" in tween("promote", "tone", "--arm", "mild", "--guarded", "--force")
     assert tween("stop", "tone").startswith("tone: stopped")
+    assert tween("archive", "tone").startswith("tone: stopped")
+    assert tween("erase", "ada") == "rollout.prod: not known\ntone: not known\n", "archived ones too"
     shown = json.loads(tween("show", "tone"))
     assert (shown["status"], shown["definition"]["coverage"]) == ("stopped", 0.5)
     assert {entry["by"] for entry in shown["audit"]} == {"ada"}
     assert shown["audit"][-1]["action"] == "started"
+    assert tween("delete", "tone") == "tone: deleted\n"
+    assert "no experiment 'tone'" in tween("show", "tone", status=2)
 
 
 def test_what_units_did_is_exported(tween: Callable[..., str], tmp_path: Path) -> None:

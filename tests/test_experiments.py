@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -141,6 +142,85 @@ def test_what_is_counted_stays_and_what_decides_is_amended(pod: Callable[..., ht
     found = client.get("/v1/experiments/tone/report").json()
     assert [(one["by"], one["what"]) for one in found["amended"]] == [("bob", "planned_units from 1000 to 10")]
     assert "the confidence sequence decides, because the plan was changed" in found["warnings"][0]
+
+
+def test_what_has_stopped_is_archived_and_deleted_everywhere(
+    pod: Callable[..., httpx.Client], redis: Redis, tmp_path: Path
+) -> None:
+    one, two = pod(spool=tmp_path / "one"), pod(spool=tmp_path / "two")
+    put(one, metrics=[{"name": "bought"}], status="running")
+    assert "is running; stop it before it is deleted" in detail(one.delete("/v1/experiments/tone"), 409)
+    units = [f"customer-{i}" for i in range(20)]
+    outcomes = [{"unit": unit, "metric": "bought", "id": "first"} for unit in units]
+
+    def meet_and_buy() -> None:
+        body = {"texts": ["late"] * 20, "recipe": "exp:tone", "unit": units}
+        assert one.post("/v1/predict", json=body).status_code == 200
+        assert one.post("/v1/experiments/tone/outcomes", json=outcomes).status_code == 202
+        until(lambda: bought(one) == 20)
+
+    def bought(client: httpx.Client) -> float:
+        metrics = client.get("/v1/experiments/tone/report").json()["metrics"]
+        return sum((arm["mean"] or 0) * arm["units"] for arm in metrics[0]["arms"])
+
+    meet_and_buy()
+    step(one, "stopped")
+    until(lambda: get(two).get("status") == "stopped")
+    assert two.post("/v1/experiments/tone/archive").json()["archived"]
+    until(lambda: one.get("/v1/experiments").json() == {"experiments": []})
+    (archived,) = one.get("/v1/experiments?archived=true").json()["experiments"]
+    assert archived["name"] == "tone" and bought(one) == 20, "its report stays"
+    assert "is archived" in detail(one.post("/v1/experiments/tone/outcomes", json=outcomes), 409)
+    assert "is at version 3, not 1" in detail(two.delete("/v1/experiments/tone?version=1"), 409)
+    assert two.delete("/v1/experiments/tone?version=3").json() == {"name": "tone", "version": 4}
+    assert not list(redis.scan_iter("tween:exp:{tone}:*"))
+    until(lambda: one.get("/v1/experiments/tone").status_code == 404)
+    assert "no experiment 'tone'" in detail(one.delete("/v1/experiments/tone"), 404)
+    assert put(one, metrics=[{"name": "bought"}], status="running")["version"] == 5
+    assert bought(one) == 0
+    meet_and_buy()  # ids that the deleted one has counted are new to this one
+    assert get(pod())["phase"] == 2
+
+
+def test_there_is_room_again_where_one_is_archived_or_deleted(
+    pod: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.experiments.running.MAX_EXPERIMENTS", 2)
+    client = pod()
+    for name in ("a", "b"):
+        put(client, name)
+    full = client.put("/v1/experiments/c", json=definition())
+    assert "there are 2 experiments already; archive or delete one that has stopped" in detail(full, 409)
+    assert client.post("/v1/experiments/a/archive").status_code == 200
+    put(client, "c")
+    assert client.delete("/v1/experiments/b").status_code == 200
+    put(client, "d")
+
+
+def test_a_unit_is_erased_from_records_and_sums(pod: Callable[..., httpx.Client], redis: Redis, tmp_path: Path) -> None:
+    client = pod(spool=tmp_path)
+    put(client, metrics=[{"name": "bought"}], status="running", overrides={"tester/1": "mild"})
+    units = ["ada/ü", "bob", "cyd"]
+    client.post("/v1/predict", json={"texts": ["late"] * 3, "recipe": "exp:tone", "unit": units})
+    client.post("/v1/experiments/tone/outcomes", json=[{"unit": unit, "metric": "bought"} for unit in units])
+
+    def counted() -> tuple[int, float]:
+        arms = client.get("/v1/experiments/tone/report").json()["arms"]
+        sums = {path.decode(): float(amount) for path, amount in redis.hgetall("tween:exp:{tone}:sums").items()}
+        return sum(arm["units"] for arm in arms), sum(
+            y for path, y in sums.items() if path.endswith("metrics/bought/y")
+        )
+
+    until(lambda: counted() == (3, 3.0))
+    path = f"/v1/experiments/tone/units/{quote('ada/ü', safe='')}"
+    assert client.delete(path).json() == {"erased": True, "named": False}
+    assert counted() == (2, 2.0)
+    assert "ada" not in client.get("/v1/experiments/tone/export").text
+    assert client.delete(path).json() == {"erased": False, "named": False}
+    tester = client.delete("/v1/experiments/tone/units/tester%2F1")
+    assert tester.json() == {"erased": False, "named": True}
+    assert "1 to 256 characters" in detail(client.delete(f"/v1/experiments/tone/units/{'u' * 300}"), 422)
+    assert "no experiment 'none'" in detail(client.delete("/v1/experiments/none/units/ada"), 404)
 
 
 def test_times_are_obeyed(pod: Callable[..., httpx.Client]) -> None:

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from ledgers import NAME, START, TONE, ledger, tell, traffic, until_counted, until_folded
+from ledgers import NAME, START, TONE, Known, expected, ledger, tell, traffic, until_counted, until_folded
 from redis import Redis
 from servers import Server, cluster, line_to, server
 
@@ -298,3 +299,71 @@ def test_a_storm_of_faults_changes_nothing(tmp_path: Path, seed: int, monkeypatc
                 await until_folded(one, events, seconds=40)
 
         asyncio.run(scenario())
+
+
+def test_events_of_a_deleted_experiment_are_neither_sent_nor_folded(
+    redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HOUSEKEEPING_SECONDS", 0.1)
+    stream = f"tween:exp:{{{NAME}}}:events"
+
+    async def scenario() -> None:
+        async with ledger(redis_url, tmp_path) as pod:
+            definitions = pod._definitions
+            assert isinstance(definitions, Known)
+            await tell(pod, [exposure(), outcome(1)])
+            await until_folded(pod, [exposure(), outcome(1)])
+            definitions.deletions[NAME] = time.time()
+            await pod.forget(NAME, 2)
+            assert not list(redis.scan_iter(f"tween:exp:{{{NAME}}}:*"))
+            redis.xadd(stream, {"event": Event(outcome(2), time.time() - 9).encoded()})  # what was on its way
+            await tell(pod, [exposure(), outcome(1)])  # the next one of that name, with the same ids
+            await until_folded(pod, [exposure(), outcome(1)])
+            async with asyncio.timeout(10):
+                while redis.xlen(stream):
+                    await asyncio.sleep(0.05)
+            assert pod.counts["foreign"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_erased_unit_leaves_nothing_behind(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    events = traffic(9, units=20)
+    theirs = [event for event in events if event.unit == "unit-3-ü"]
+    assert any(isinstance(event, Exposure) for event in theirs), "or this shows nothing"
+
+    async def scenario() -> None:
+        async with ledger(redis_url, tmp_path) as pod:
+            await tell(pod, events)
+            await until_folded(pod, events)
+            redis.hset(f"tween:exp:{{{NAME}}}:sticky:2", "unit-3-ü", "a draw")
+            assert await pod.erase(NAME, "unit-3-ü") and not await pod.erase(NAME, "unit-3-ü")
+            sums = await pod.sums(NAME)
+            for phase, wanted in zip(sums, expected([e for e in events if e not in theirs], START + 1e6), strict=True):
+                for name, arm in wanted.arms.items():
+                    assert phase.arms[name].units == arm.units
+                    for metric, moments in arm.metrics.items():
+                        assert asdict(phase.arms[name].metrics[metric]) == pytest.approx(asdict(moments), abs=1e-6)
+            assert "unit-3-ü" not in {unit async for unit, _ in pod.records(NAME)}
+            assert not redis.exists(f"tween:exp:{{{NAME}}}:sticky:2")
+
+    asyncio.run(scenario())
+
+
+def test_units_are_forgotten_when_their_time_is_over_and_sums_stay(
+    redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HOUSEKEEPING_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        async with ledger(redis_url, tmp_path) as pod:
+            await tell(pod, [exposure(), outcome(1)])
+            await until_folded(pod, [exposure(), outcome(1)])
+            assert isinstance(pod._definitions, Known)
+            pod._definitions.is_expired = True
+            async with asyncio.timeout(10):
+                while redis.exists(f"tween:exp:{{{NAME}}}:units"):
+                    await asyncio.sleep(0.05)
+            assert (await pod.sums(NAME))[0].arms["warm"].metrics["bought"].y == 1
+
+    asyncio.run(scenario())

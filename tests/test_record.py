@@ -127,6 +127,25 @@ def test_a_record_is_what_it_was_after_a_journey() -> None:
     assert Record.decoded("length", raw) is None
 
 
+def test_what_does_not_run_is_archived_or_deleted_and_numbers_go_on() -> None:
+    running = drafted().at("running", None).defined(definition(0.2), None)
+    for act in (Record.archive, Record.remove):
+        with pytest.raises(ExperimentConflict, match="is running; stop it before it is"):
+            act(running, "ada")
+    stopped = running.at("stopped", None)
+    archived = stopped.archive("ada")
+    assert archived.archived == archived.audit[-1].at and archived.archive("bob") is archived
+    with pytest.raises(ExperimentConflict, match="is archived and stays as it is"):
+        archived.defined(definition(), None)
+    for record in (stopped, archived, drafted().archive(None)):
+        gone = record.remove("ada")
+        assert gone.definition is None and Record.decoded("tone", gone.encoded()) == gone
+        assert (gone.version, gone.audit[-1].action) == (record.version + 1, "deleted")
+        anew = gone.defined(definition(), "bob").at("running", None)
+        assert (anew.version, anew.phase) == (gone.version + 2, record.phase + 1)
+        assert anew.deleted == gone.deleted and anew.archived is None and len(anew.phases) == 1
+
+
 SPENT = {"name": "spent", "kind": "continuous", "cap": 50.0}
 CLICKS = {"name": "clicks", "kind": "count"}
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.direct import json_only
 from app.api.header_text import Actor
 from app.api.meetings import TheExperiments
 from app.api.native import LAST_VERSION, REFUSALS, NameField
+from app.api.outcome_routes import TheLedger
 from app.api.probes import TheEngine
 from app.api.problems import Problem
 from app.api.rights import needs
 from app.errors import BadExperiment
+from app.experiments.assignment import check_unit
 from app.experiments.experiment import Experiment, Status
 from app.experiments.record import Record
 from app.experiments.rollout import Plan, Rollout
@@ -35,6 +37,7 @@ router = APIRouter(
     responses={**REFUSALS, **CONFLICTS},
 )
 
+UnitPath = Annotated[str, Path(description="the customer or conversation", examples=["customer-1"])]
 IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the experiment is at this version")]
 
 
@@ -78,6 +81,7 @@ class ExperimentReply(BaseModel):
         exclude_if=lambda value: value is None,
         description="of a rollout under way, asked for by name: what its next step still needs",
     )
+    archived: datetime | None = Field(None, exclude_if=lambda value: value is None, description="when it was archived")
     served: bool = Field(description="units meet this version on the pod that answers")
     shared: bool = Field(description="every pod on this Redis sees it; false: this process alone, as there is no Redis")
 
@@ -89,6 +93,16 @@ class ChangeReply(ExperimentReply):
 
 class ExperimentList(BaseModel):
     experiments: list[ExperimentReply]
+
+
+class DeletedReply(BaseModel):
+    name: str
+    version: int = Field(description="of the deletion; the next experiment of this name goes on from it")
+
+
+class ErasedReply(BaseModel):
+    erased: bool = Field(description="false: nothing was known of it")
+    named: bool = Field(description="`overrides` name it still, which are part of the definition: change that")
 
 
 class EntryReply(BaseModel):
@@ -133,9 +147,13 @@ class PromotionReply(BaseModel):
 
 @router.get("")
 @needs("predict")
-async def list_experiments(experiments: TheExperiments) -> ExperimentList:
-    """Every experiment."""
-    return ExperimentList(experiments=[_reply(experiments, record) for record in experiments.all()])
+async def list_experiments(
+    experiments: TheExperiments,
+    archived: Annotated[bool, Query(description="those that were archived, instead of the others")] = False,
+) -> ExperimentList:
+    """Every experiment that was not archived, or every one that was."""
+    found = [record for record in experiments.all() if (record.archived is not None) == archived]
+    return ExperimentList(experiments=[_reply(experiments, record) for record in found])
 
 
 @router.get("/{name}")
@@ -173,6 +191,36 @@ async def set_status(
 ) -> ChangeReply:
     """Start, pause or stop it, on every pod. Before it starts, all have the arms' blends in memory."""
     return _changed(experiments, await experiments.set_status(name, body.status, body.version, by))
+
+
+@router.post("/{name}/archive")
+@needs("manage")
+async def archive(
+    experiments: TheExperiments, name: NameField, version: IfVersion = None, by: Actor = None
+) -> ChangeReply:
+    """Put an experiment that does not run out of the way: its report stays, and nothing is counted any more."""
+    return _changed(experiments, await experiments.archive(name, version, by))
+
+
+@router.delete("/{name}")
+@needs("manage")
+async def delete_experiment(
+    experiments: TheExperiments, ledger: TheLedger, name: NameField, version: IfVersion = None, by: Actor = None
+) -> DeletedReply:
+    """Delete an experiment that does not run, and all that it has counted, on every pod. Its name is free again."""
+    change = await experiments.delete(name, version, by)
+    await ledger.forget(name, change.record.phase)
+    return DeletedReply(name=change.record.name, version=change.record.version)
+
+
+@router.delete("/{name}/units/{unit:path}")
+@needs("manage")
+async def erase_unit(experiments: TheExperiments, ledger: TheLedger, name: NameField, unit: UnitPath) -> ErasedReply:
+    """Forget a unit: its record, what it did in the sums, and what it drew first. What is on its way may bring it back
+    within seconds of its last request; then erase it again."""
+    check_unit(unit)
+    experiment = experiments.get(name).experiment
+    return ErasedReply(erased=await ledger.erase(name, unit), named=unit in experiment.overrides)
 
 
 @router.get("/{name}/audit")
@@ -256,6 +304,7 @@ def _reply(experiments: Experiments, record: Record, waits_for: list[str] | None
         by=last.by,
         rollout=record.rollout,
         waits_for=waits_for,
+        archived=None if record.archived is None else _time(record.archived),
         served=experiments.is_served(record),
         shared=experiments.shared,
     )

@@ -16,6 +16,7 @@ from app.api.direct import json_only
 from app.api.meetings import TheExperiments
 from app.api.native import REFUSALS, NameField
 from app.api.rights import needs
+from app.errors import ExperimentConflict
 from app.experiments.assignment import check_unit
 from app.experiments.events import Outcome, outcome_id
 from app.experiments.ledger import EventLedger
@@ -84,6 +85,9 @@ async def post_outcomes(
 ) -> AcceptedReply:
     """Tell what units did. An answer of 202 is a promise that each one `accepted` is counted once, or told of by the
     report under `uncounted`, with the reason."""
+    record = experiments.get(name)
+    if record.archived is not None:
+        raise ExperimentConflict(f"experiment {record.name!r} is archived, so nothing is counted any more")
     now = time.time()
     for one in body:
         check_unit(one.unit)
@@ -99,7 +103,7 @@ async def post_outcomes(
         for one in body
     ]
     who: str | None = getattr(request.state, "actor", None)
-    taken = await ledger.record(name, experiments.get(name).experiment, outcomes, who)
+    taken = await ledger.record(name, record.experiment, outcomes, who)
     why = [f"{count} outcomes: {WHY[reason]}" for reason, count in sorted(taken.dropped.items())]
     return AcceptedReply(accepted=len(taken.outcomes), dropped=taken.dropped.total(), why=why)
 

@@ -36,6 +36,14 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     for action, status in STATUS.items():
         named.append(commands.add_parser(action, help=f"have it {status} on every pod"))
         named[-1].set_defaults(act=_set_status, status=status)
+    named += [commands.add_parser("archive", help="put one that has stopped out of the way; its report stays")]
+    named[-1].set_defaults(act=_archive)
+    named += [commands.add_parser("delete", help="delete one that has stopped, and all that it has counted")]
+    named[-1].set_defaults(act=_delete)
+    erase = commands.add_parser("erase", help="forget a unit, in one experiment or in all of them")
+    erase.add_argument("unit", help="the customer or conversation")
+    erase.add_argument("--experiment", metavar="NAME", help="only there; without it, in all, archived ones too")
+    erase.set_defaults(act=_erase)
     promote = commands.add_parser("promote", help="bring an arm behind an alias")
     promote.add_argument("--arm", required=True)
     promote.add_argument("--alias", default="prod")
@@ -81,6 +89,28 @@ def _show(options: argparse.Namespace) -> int:
 
 def _set_status(options: argparse.Namespace) -> int:
     print(_line(_ask(options, "POST", f"{quote(options.name)}/status", {"status": options.status})))
+    return 0
+
+
+def _archive(options: argparse.Namespace) -> int:
+    print(_line(_ask(options, "POST", f"{quote(options.name)}/archive")))
+    return 0
+
+
+def _delete(options: argparse.Namespace) -> int:
+    print(f"{_ask(options, 'DELETE', quote(options.name))['name']}: deleted")
+    return 0
+
+
+def _erase(options: argparse.Namespace) -> int:
+    names = [options.experiment]
+    if options.experiment is None:
+        lists = [_ask(options, "GET", query)["experiments"] for query in ("", "?archived=true")]
+        names = [experiment["name"] for found in lists for experiment in found]
+    for name in names:
+        reply = _ask(options, "DELETE", f"{quote(name)}/units/{quote(options.unit, safe='')}")
+        still = "; its overrides name the unit still" if reply["named"] else ""
+        print(f"{name}: {'erased' if reply['erased'] else 'not known'}{still}")
     return 0
 
 
@@ -154,7 +184,7 @@ def _ask(options: argparse.Namespace, method: str, path: str, body: object = Non
 
 def _open(options: argparse.Namespace, method: str, path: str, body: object = None) -> IO[bytes]:
     """The reply of the service, to be read; raises `BadExperiment` with its sentence where it refuses."""
-    url = f"{options.server.rstrip('/')}/v1/experiments{'/' if path else ''}{path}"
+    url = f"{options.server.rstrip('/')}/v1/experiments{'' if path.startswith('?') or not path else '/'}{path}"
     headers = {"Content-Type": "application/json", "X-Tween-Actor": quote(options.actor, errors="replace")}
     data = None if body is None else json.dumps(body).encode()
     try:

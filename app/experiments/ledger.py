@@ -25,11 +25,11 @@ from typing import Protocol, TypeVar, get_args
 
 from app.cache.client import FAULTS
 from app.cache.headroom import FOLDED, SENT, Headroom
-from app.errors import RedisAway, SpoolFull, UnknownMetric
+from app.errors import ExperimentConflict, RedisAway, SpoolFull, UnknownMetric
 from app.experiments.events import Event, Outcome
 from app.experiments.experiment import Experiment
 from app.experiments.exposure import Exposure
-from app.experiments.folding import UNCOUNTED, UnitRecord, Why, fold
+from app.experiments.folding import UNCOUNTED, UnitRecord, Why, contribution, fold
 from app.experiments.ledger_store import PERIOD, Change, LedgerStore, period_of
 from app.experiments.spool import Segment, Spool
 from app.experiments.sums import PhaseSums
@@ -80,6 +80,18 @@ class Definitions(Protocol):
     def shares(self, name: str) -> Mapping[int, Mapping[str, float]]:
         """By phase and arm, as configured."""
 
+    def deleted_at(self, name: str) -> float:
+        """When one of this name was deleted last, seconds since 1970; 0: never. Events from before belong to it."""
+
+    def deleted(self) -> Iterable[tuple[str, int]]:
+        """Name and last phase of those that were deleted lately."""
+
+    def expired(self) -> Iterable[tuple[str, int]]:
+        """Name and last phase of those whose units are to be forgotten."""
+
+    def phase(self, name: str) -> int:
+        """The number of the present one."""
+
 
 class EventLedger:
     """Takes note of events and folds them. Lives on one event loop; the disk has a thread of its own."""
@@ -110,6 +122,8 @@ class EventLedger:
         self._looks: dict[str, tuple[float, float]] = {}
         """By experiment: when its stream is looked at next, and how long it rests after that."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._forgotten: set[tuple[str, int, str]] = set()
+        """Experiments that are over: name, last phase, and whether all of it or its units."""
         self._closing = False
         self._complained = False
 
@@ -248,6 +262,31 @@ class EventLedger:
             if not cursor:
                 return
 
+    async def forget(self, name: str, phases: int) -> None:
+        """Delete all that is kept of a deleted experiment, whose last phase this was. Raises `RedisAway`."""
+        try:
+            await self._store.forget(name, phases, period_of(time.time()))
+        except FAULTS as error:
+            raise _away(error) from error
+
+    async def erase(self, name: str, unit: str) -> bool:
+        """Forget a unit, and take what it did off the sums; False if it was not known. Raises `RedisAway`."""
+        definition = self._definitions.definition(name)
+        if definition is None:
+            return False
+        try:
+            known = await self._store.erase_unfolded(name, unit, self._definitions.phase(name))
+            for _ in range(TRIES):
+                [raw], _ = await self._store.look(name, [unit], [])
+                if raw is None:
+                    return known
+                sums = {path: -amount for path, amount in contribution(UnitRecord.decoded(raw), definition).items()}
+                if await self._store.commit(name, Change(units=[(unit, raw.decode(), "", "")], sums=sums)):
+                    return True
+        except FAULTS as error:
+            raise _away(error) from error
+        raise ExperimentConflict(f"events of this unit are being counted in experiment {name!r}; try again")
+
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step; while Redis is away it is tried again now and then."""
         while True:
@@ -327,7 +366,7 @@ class EventLedger:
         by_experiment: dict[str, list[bytes]] = {}
         for payload in payloads:
             event = Event.decoded(payload)
-            if event is None or _is_too_old(event):
+            if event is None or _is_too_old(event) or self._is_of_deleted(event):
                 self.counts["dropped_expired"] += 1
             else:
                 by_experiment.setdefault(event.what.experiment, []).append(payload)
@@ -367,7 +406,7 @@ class EventLedger:
             events: dict[str, list[tuple[bytes, Event]]] = {}
             for payload in payloads:
                 event = Event.decoded(payload)
-                if event is not None and not _is_too_old(event):
+                if event is not None and not _is_too_old(event) and not self._is_of_deleted(event):
                     events.setdefault(event.what.experiment, []).append((payload, event))
             for experiment, some in events.items():
                 for start in range(0, len(some), FOLD_EVENTS):
@@ -417,6 +456,7 @@ class EventLedger:
         change = Change(entries=[entry for entry, _ in entries])
         read = [Event.decoded(raw) for _, raw in entries]
         events = [event for event in read if event is not None and event.what.experiment == name]
+        events = [event for event in events if not self._is_of_deleted(event)]
         counts["foreign"] += len(entries) - len(events)
         if not events:
             return change, counts
@@ -444,6 +484,10 @@ class EventLedger:
                 )
         return change, counts
 
+    def _is_of_deleted(self, event: Event) -> bool:
+        """Whether it is of an experiment that was deleted since, be there another of its name or not."""
+        return event.received <= self._definitions.deleted_at(event.what.experiment)
+
     async def _keep_house(self) -> None:
         """Fold what dead pods have left, and forget what is in nobody's interest any more."""
         await asyncio.sleep(HOUSEKEEPING_SECONDS * (0.5 + random.random()))
@@ -455,6 +499,18 @@ class EventLedger:
             while await self._store.give_up(name, time.time(), FOLD_EVENTS) == FOLD_EVENTS:
                 pass
             await self._store.forget_pods(name, FORGET_PODS_SECONDS)
+        await self._forget_what_is_over()
+
+    async def _forget_what_is_over(self) -> None:
+        """Once by each pod: of deleted experiments everything, of those that stopped long ago their units."""
+        for name, phases in self._definitions.deleted():
+            if (name, phases, "all") not in self._forgotten:
+                await self._store.forget(name, phases, period_of(time.time()))
+                self._forgotten.add((name, phases, "all"))
+        for name, phases in self._definitions.expired():
+            if (name, phases, "units") not in self._forgotten:
+                await self._store.forget_units(name, phases)
+                self._forgotten.add((name, phases, "units"))
 
     @property
     def redis_used(self) -> float:

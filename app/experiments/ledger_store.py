@@ -26,12 +26,16 @@ from typing import Any, cast
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ResponseError
 
+from app.experiments.events import Event
 from app.experiments.experiment import DAY
 
 GROUP = "fold"
 PERIOD = 7 * DAY
 """Events are told apart from their repetitions for one to two periods after a pod took note of them."""
 SCAN = 500
+MOST_ERAS = 10_000
+PARTS_BY_UNIT = ("units", "waiting", "unmet", "unmet:by", "events")
+PARTS = (*PARTS_BY_UNIT, "sums", "untaken", "latches")
 RELEASE = """
 local function release(unmet, by, unit)
     local held = redis.call('HGET', unmet, unit)
@@ -59,7 +63,7 @@ for _, mark in ipairs(change.marks) do
     end
 end
 for _, unit in ipairs(change.units) do
-    redis.call('HSET', units, unit[1], unit[3])
+    if unit[3] == '' then redis.call('HDEL', units, unit[1]) else redis.call('HSET', units, unit[1], unit[3]) end
     if unit[4] == '' then
         redis.call('ZREM', waiting, unit[1])
         release(KEYS[5], KEYS[6], unit[1])
@@ -133,7 +137,7 @@ class Change:
     """What one fold does, all of it or nothing."""
 
     units: list[tuple[str, str, str, str]] = field(default_factory=list)
-    """Unit, record before (empty: none), record after, and when it is given up unless it is met (empty: never)."""
+    """Unit, record before and after (empty: none), and when it is given up unless it is met (empty: never)."""
     sums: dict[str, float] = field(default_factory=dict)
     marks: list[tuple[int, str]] = field(default_factory=list)
     """Period and mark."""
@@ -292,6 +296,35 @@ class LedgerStore:
             pipeline.hsetnx(self._key(experiment, "latches"), question, answer)
         await pipeline.execute()
 
+    async def forget(self, experiment: str, phases: int, period: int) -> None:
+        """Delete everything of an experiment; marks of the periods before this one, and of the next one."""
+        marks = [f"marks:{number}" for number in range(period - 3, period + 3)]
+        await self._delete(experiment, [*PARTS, *marks, *_eras(phases)])
+
+    async def forget_units(self, experiment: str, phases: int) -> None:
+        """Delete what is kept by unit; sums stay."""
+        await self._delete(experiment, [*PARTS_BY_UNIT, *_eras(phases)])
+
+    async def erase_unfolded(self, experiment: str, unit: str, phases: int) -> bool:
+        """Delete a unit's first draws, and its events that have not been folded; whether there were any."""
+        key, after, found = self._key(experiment, "events"), "-", 0
+        while entries := await self._redis.xrange(key, min=after, max="+", count=SCAN):
+            named = [(name, Event.decoded(event)) for name, event in _entries(entries)]
+            theirs = [name for name, event in named if event is not None and event.what.unit == unit]
+            if theirs:
+                found += int(await self._redis.xdel(key, *theirs))
+            after = f"({named[-1][0]}"
+        for start in range(0, len(eras := _eras(phases)), SCAN):
+            pipeline = self._redis.pipeline(transaction=False)
+            for era in eras[start : start + SCAN]:
+                pipeline.hdel(self._key(experiment, era), unit)
+            found += sum(await pipeline.execute())
+        return bool(found)
+
+    async def _delete(self, experiment: str, parts: Sequence[str]) -> None:
+        for start in range(0, len(parts), SCAN):
+            await self._redis.unlink(*(self._key(experiment, part) for part in parts[start : start + SCAN]))
+
     async def records(self, experiment: str, cursor: int) -> tuple[int, dict[str, bytes]]:
         """Some units and their records, and where the next ones are; 0 begins and ends. A unit may come twice."""
         key = self._key(experiment, "units")
@@ -313,6 +346,11 @@ class LedgerStore:
 
     def _key(self, experiment: str, part: str) -> str:
         return f"{self._namespace}:exp:{{{experiment}}}:{part}"
+
+
+def _eras(phases: int) -> list[str]:
+    """Where first draws of a bandit may lie that has had so many phases."""
+    return [f"sticky:{era}" for era in range(max(1, phases - MOST_ERAS), phases + 1)]
 
 
 def period_of(received: float) -> int:

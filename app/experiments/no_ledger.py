@@ -35,6 +35,12 @@ class NoLedger:
     async def uncounted(self, name: str) -> dict[str, int]:
         raise RedisAway(WHY)
 
+    async def forget(self, name: str, phases: int) -> None:
+        """There is nothing to forget."""
+
+    async def erase(self, name: str, unit: str) -> bool:
+        return False
+
     async def latches(self, name: str) -> dict[str, str]:
         raise RedisAway(WHY)
 

@@ -60,7 +60,8 @@ class Phase(_Part):
 
 
 class Record(_Part):
-    """An experiment of this name at this version; at version 0 there has never been one."""
+    """An experiment of this name at this version. At version 0 there has never been one; without a definition it was
+    deleted, which is a version too, so that numbers of versions and phases only ever rise."""
 
     name: str
     version: int = 0
@@ -71,12 +72,16 @@ class Record(_Part):
         default=(), description="changes of the plan while it ran; the first stays"
     )
     rollout: Rollout | None = None
+    archived: float | None = Field(default=None, description="when it was archived, seconds since 1970")
+    deleted: float | None = Field(
+        default=None, description="when one of this name was deleted; events from before belong to that"
+    )
     file: str | None = Field(default=None, description="what a file last said of it, as a digest")
     looked: float = Field(default=0.0, description="bandit: when shares were last worked out, seconds since 1970")
 
     @property
     def experiment(self) -> Experiment:
-        assert self.definition is not None, "there is no experiment at version 0"
+        assert self.definition is not None, "there is no experiment at version 0, and none that was deleted"
         return self.definition
 
     @property
@@ -125,6 +130,13 @@ class Record(_Part):
         return now >= max(began, self.looked) + self.experiment.period
 
     @property
+    def ended_at(self) -> float | None:
+        """When it stopped, seconds since 1970; None where it has not."""
+        if self.definition is None or self.status != "stopped":
+            return None
+        return next((entry.at for entry in reversed(self.audit) if "status" in entry.changes), self.audit[-1].at)
+
+    @property
     def has_begun(self) -> bool:
         """Whether units may have met it."""
         return bool(self.phases) and self.phases[-1].began is not None
@@ -147,6 +159,7 @@ class Record(_Part):
             if new.status not in ("draft", "running"):
                 raise ExperimentConflict(f"there is no experiment {self.name!r} that could be {new.status}")
             return self._with(new, by, "started" if new.status == "running" else "drafted")
+        self._check_not_archived()
         if before.status == "stopped":
             raise ExperimentConflict(
                 f"experiment {self.name!r} has stopped, and what it was stays as it is; give the new one another name"
@@ -169,6 +182,7 @@ class Record(_Part):
 
     def at(self, status: Status, by: str | None) -> Record:
         """The record with this status; itself, if it has that. Raises as `defined` does."""
+        self._check_not_archived()
         if self.status == status:
             return self
         self._check_step(status)
@@ -187,7 +201,35 @@ class Record(_Part):
 
     def rolled(self, new: Experiment, rollout: Rollout, by: str | None, action: str) -> Record:
         """The record of a rollout with what it is now, whatever it was before: one alias is rolled out many times."""
-        return self._with(new, by, action).model_copy(update={"rollout": rollout})
+        return self._with(new, by, action).model_copy(update={"rollout": rollout, "archived": None})
+
+    def archive(self, by: str | None) -> Record:
+        """The record out of the way: with what it said, but without new events. Raises `ExperimentConflict`."""
+        if self.archived is not None:
+            return self
+        self._check_idle("archived")
+        after = self._with(self.experiment, by, "archived")
+        return after.model_copy(update={"archived": after.audit[-1].at})
+
+    def remove(self, by: str | None) -> Record:
+        """What is left of an experiment that is deleted: numbers that the next one of its name goes on from, and who
+        did it. Raises `ExperimentConflict`."""
+        self._check_idle("deleted")
+        now = time.time()
+        entry = Entry(version=self.version + 1, at=now, by=by, action="deleted")
+        phase = Phase(number=self.phase + 1, began=None, shares={})
+        gone = Record(name=self.name, version=entry.version, phases=(phase,), audit=(entry,), deleted=now)
+        return gone.model_copy(update={"file": self.file})  # what the file said is done, and not done again
+
+    def _check_idle(self, what: str) -> None:
+        if self.status in ("running", "paused"):
+            raise ExperimentConflict(f"experiment {self.name!r} is {self.status}; stop it before it is {what}")
+
+    def _check_not_archived(self) -> None:
+        if self.archived is not None:
+            raise ExperimentConflict(
+                f"experiment {self.name!r} is archived and stays as it is; delete it to use its name again"
+            )
 
     def reckoned(self, shares: Mapping[str, float], now: float, by: str) -> Record:
         """The record of a bandit with other shares, in a new phase of the same era; or if they are as they were, only
@@ -258,7 +300,8 @@ class Record(_Part):
             record = cls.model_validate_json(raw, extra="ignore")
         except ValidationError:
             return None
-        return record if record.name == name and record.definition and record.phases else None
+        is_one = record.definition is not None or record.deleted is not None
+        return record if record.name == name and record.phases and is_one else None
 
 
 def who_meets_what(experiment: Experiment) -> object:

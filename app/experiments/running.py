@@ -27,7 +27,7 @@ from app.experiments.rollout import OWN
 from app.experiments.sticky import Sticky
 from app.names import nfc
 from app.serving.aliases import DEFAULT
-from app.serving.following import Following
+from app.serving.following import Following, stands_at
 from app.serving.warmth import Kept, Warmth
 from app.weights.automatic import Auto
 from app.weights.recipe import Cookbook, Recipe, names_alias
@@ -39,6 +39,9 @@ PREFIX = "exp:"
 ATTEMPTS = 10
 """How often a change without a version is tried while others change the same experiment."""
 MAX_EXPERIMENTS = 500
+MAX_ARCHIVED = 1_000
+FORGET_SECONDS = 7 * 24 * 3600
+"""After which a deleted experiment is forgotten, the numbers of its versions and phases too."""
 CLOCK_SECONDS = 1.0
 """How often it is looked whether an experiment's time is over."""
 KEPT_WARM: tuple[Status, ...] = ("running", "paused")
@@ -94,7 +97,7 @@ class Experiments:
         self._cookbook = cookbook
         self._warmth = warmth
         self._sticky = sticky or Sticky(None, "")
-        self._following = Following("experiments", store, Record.decoded, self._follow)
+        self._following = Following("experiments", store, Record.decoded, self._follow, _is_forgotten)
         self._served: dict[str, _Served] = {}
         self._rollouts: dict[str, _Served] = {}
         """What is being rolled out, by the alias."""
@@ -115,13 +118,22 @@ class Experiments:
     # -- what is asked of them -------------------------------------------------------------------------
 
     def all(self) -> list[Record]:
-        """All experiments, by name."""
-        return [record for _, record in sorted(self._following.known.items())]
+        """All experiments, by name; archived ones too."""
+        return [record for _, record in sorted(self._following.known.items()) if record.definition is not None]
+
+    def deleted(self) -> list[Record]:
+        """What is left of those that were deleted lately."""
+        return [record for record in self._following.known.values() if record.definition is None]
+
+    def deleted_at(self, name: str) -> float:
+        """When one of this name was deleted last, seconds since 1970; 0: never."""
+        record = self._following.known.get(name)
+        return (record.deleted or 0.0) if record else 0.0
 
     def get(self, name: str) -> Record:
         """One experiment; raises `UnknownExperiment`."""
         record = self._following.known.get(name)
-        if record is None:
+        if record is None or record.definition is None:
             raise self._unknown(name)
         return record
 
@@ -226,15 +238,21 @@ class Experiments:
         """Start, pause or stop an experiment on every pod; raises `UnknownExperiment`, and as `define` does."""
 
         def changed(record: Record) -> Record:
-            if record.version == 0:
-                raise self._unknown(name)
-            return record.at(status, by)
+            return self._existing(record).at(status, by)
 
         return await self._change(name, version, changed)
 
+    async def archive(self, name: str, version: int | None = None, by: str | None = None) -> Change:
+        """Put an experiment that does not run out of the way; raises as `set_status` does."""
+        return await self._change(name, version, lambda record: self._existing(record).archive(by))
+
+    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> Change:
+        """Delete an experiment that does not run, on every pod; raises as `set_status` does."""
+        return await self._change(name, version, lambda record: self._existing(record).remove(by))
+
     async def note(self, name: str, action: str, by: str | None) -> None:
         """Write into an experiment's trail what was done with it elsewhere."""
-        await self._change(name, None, lambda record: record.noted(action, by))
+        await self._change(name, None, lambda record: self._existing(record).noted(action, by))
 
     async def roll(self, name: str, change: Callable[[Record], Record]) -> Record:
         """Change an experiment as the service itself does; raises what `change` raises, and `RedisAway`."""
@@ -292,22 +310,36 @@ class Experiments:
             after = change(before)
             if after is before:
                 return Change(before, False, 0, 0)
-            self._check_room(after)
-            kept = self._keep(after) if after.status == "running" and not self._has_arms_of(after) else []
+            self._check_room(before, after)
+            starts = after.definition is not None and after.status == "running"
+            kept = self._keep(after) if starts and not self._has_arms_of(after) else []
             try:
                 asked, warm = await self._warm_everywhere(kept)
                 if await self._following.replace(document, before, after):
                     await self._following.adopt(after)
-                    return Change(after, before.version == 0, asked, warm)
+                    return Change(after, before.definition is None, asked, warm)
             finally:
                 for one in kept:
                     one.let_go()
         raise ExperimentConflict(f"experiment {name!r} is changed by others again and again; try later")
 
-    def _check_room(self, record: Record) -> None:
+    def _existing(self, record: Record) -> Record:
+        if record.definition is None:
+            raise self._unknown(record.name)
+        return record
+
+    def _check_room(self, before: Record, record: Record) -> None:
+        if record.definition is None:
+            return
         others = [other for other in self.all() if other.name != record.name]
-        if record.version == 1 and len(others) >= MAX_EXPERIMENTS:
-            raise ExperimentConflict(f"there are {MAX_EXPERIMENTS} experiments already")
+        archived = sum(other.archived is not None for other in others)
+        if before.definition is None and len(others) - archived >= MAX_EXPERIMENTS:
+            raise ExperimentConflict(
+                f"there are {MAX_EXPERIMENTS} experiments already; archive or delete one that has stopped "
+                "(tween experiment archive NAME, or delete NAME)"
+            )
+        if record.archived is not None and archived >= MAX_ARCHIVED:
+            raise ExperimentConflict(f"there are {MAX_ARCHIVED} archived experiments already; delete one of them")
         mine = record.experiment.layer
         for other in others:
             theirs = other.experiment.layer
@@ -336,6 +368,9 @@ class Experiments:
 
     async def _follow(self, record: Record) -> None:
         """Let traffic meet what a record says, once the arms' blends are in memory."""
+        if record.definition is None:
+            self._let_go(record.name)
+            return
         try:
             recipes = {arm.name: self._cookbook.wanted(arm.recipe) for arm in record.experiment.arms}
         except TweenError as reason:
@@ -353,6 +388,15 @@ class Experiments:
             going = before.kept if before else []
             log.info("experiment %s: version %d, %s", record.name, record.version, record.status)
         for one in going:
+            one.let_go()
+
+    def _let_go(self, name: str) -> None:
+        served = self._served.pop(name, None)
+        if served is None:
+            return
+        if served.record.rollout is not None:
+            self._rollouts.pop(served.record.rollout.alias, None)
+        for one in served.kept:
             one.let_go()
 
     def _heed_rollout(self, served: _Served) -> None:
@@ -390,15 +434,20 @@ class Experiments:
         return UnknownExperiment(f"no experiment {name[:64]!r}; experiments: {there}")
 
     def _unserved(self, name: str) -> UnknownExperiment:
-        if name not in self._following.known:
+        record = self._following.known.get(name)
+        if record is None or record.definition is None:
             return self._unknown(name)
         return UnknownExperiment(f"experiment {name!r} has an arm that the bank of this pod cannot make")
 
 
+def _is_forgotten(record: Record) -> bool:
+    return record.definition is None and time.time() - (record.deleted or 0.0) > FORGET_SECONDS
+
+
 def _check_version(record: Record, version: int | None) -> None:
-    if version is None or version == record.version:
+    if stands_at(record.version, record.definition is not None, version):
         return
-    if record.version == 0:
+    if record.definition is None:
         raise ExperimentConflict(f"experiment {record.name!r} does not exist, so it is not at version {version}")
     raise ExperimentConflict(
         f"experiment {record.name!r} is at version {record.version}, not {version}; look at it and decide again"
