@@ -92,6 +92,16 @@ release(KEYS[3], KEYS[4], ARGV[1])
 return 1
 """
 )
+LEFT_OVER = (
+    RELEASE
+    + """
+for _, unit in ipairs(redis.call('HRANDFIELD', KEYS[2], ARGV[1])) do
+    if not redis.call('ZSCORE', KEYS[1], unit) then release(KEYS[2], KEYS[3], unit) end
+end
+return 1
+"""
+)
+"""Frees places of units that wait no more: pods of an earlier version leave them behind."""
 ADMIT = """
 local units, waiting, unmet, by, untaken = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local who, till, asked = ARGV[1], ARGV[2], cjson.decode(ARGV[5])
@@ -229,6 +239,8 @@ class LedgerStore:
         for unit in due:
             record = await cast(Awaitable[bytes | None], self._redis.hget(units, unit.decode()))
             await cast(Awaitable[int], self._redis.eval(GIVE_UP, 4, *keys, unit, record or b""))
+        left_over = self._redis.eval(LEFT_OVER, 3, waiting, *keys[2:], str(most))
+        await cast(Awaitable[int], left_over)
         return len(due)
 
     async def admit(
