@@ -183,8 +183,8 @@ class Classifier:
         return {partial.start: partial for partial in self.arena.partials}
 
     def _by_token(self, shares: Sequence[tuple[float, ...]], lengths: Sequence[int]) -> Tensor:
-        """Shares of rows that have so many tokens each, as (N, M)."""
-        return torch.tensor(shares).repeat_interleave(torch.tensor(lengths), dim=0).to(self.arena.rows)
+        """Shares of rows that have so many tokens each, as (N, M) in float32, whatever weights are stored as."""
+        return torch.tensor(shares).repeat_interleave(torch.tensor(lengths), dim=0).to(self._device)
 
     def _through_transformers(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
         first = weights[0]

@@ -84,7 +84,7 @@ class First(Fixed):
 
 
 class Blended:
-    """For every token the share of each member of an arena, (N, M); each token's shares add up to 1."""
+    """For every token the share of each member of an arena, (N, M) in float32; each token's shares add up to 1."""
 
     def __init__(
         self, members: Sequence[Fixed], partials: Mapping[int, Partial], shares: Tensor, taking_part: Sequence[int]
@@ -127,17 +127,20 @@ class Blended:
         return self._taking_part, self._shares
 
     def _mix(self, numbers: Sequence[int], shares: Tensor, run: Callable[[Fixed], Tensor]) -> Tensor:
-        """sum_m shares_m * run(member m), (N, width), over the members of these numbers."""
+        """sum_m shares_m * run(member m), (N, width), over the members of these numbers. Half precision would round the
+        shares (t = 0.37 would be 0.3691) and every partial sum: it is summed in float32 and rounded once."""
         first, *others = numbers
         out = run(self._members[first])
         if not others:
             return out
+        mixed = out.float()
         if len(others) == 1:  # their shares add up to 1, and one pass mixes what they gave
-            return out.lerp_(run(self._members[others[0]]), shares[:, others[0], None])
-        out *= shares[:, first, None]
+            mixed.lerp_(run(self._members[others[0]]).float(), shares[:, others[0], None])
+            return mixed.to(out.dtype)
+        mixed *= shares[:, first, None]
         for number in others:
-            out.addcmul_(run(self._members[number]), shares[:, number, None])
-        return out
+            mixed.addcmul_(run(self._members[number]).float(), shares[:, number, None])
+        return mixed.to(out.dtype)
 
 
 class Ramped(Blended):

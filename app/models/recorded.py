@@ -95,7 +95,7 @@ def shape_for(lengths: Sequence[int]) -> Shape | None:
 @dataclass(frozen=True)
 class Buffers:
     """What a recorded pass of B texts by L tokens reads: ids, positions, types and which cells are real, (4, B * L),
-    and each text's share of each member, (B, M)."""
+    and each text's share of each member, (B, M) in float32."""
 
     cells: Tensor
     shares: Tensor
@@ -125,7 +125,7 @@ class Recordings:
         """The buffers that all recordings of this shape read."""
         if shape not in self._buffers:
             cells = torch.zeros(4, shape.texts * shape.length, dtype=torch.long, device=self._device)
-            shares = torch.zeros(shape.texts, self._members, dtype=self._dtype, device=self._device)
+            shares = torch.zeros(shape.texts, self._members, device=self._device)
             self._buffers[shape] = Buffers(cells, shares)
         return self._buffers[shape]
 
