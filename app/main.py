@@ -96,6 +96,7 @@ from app.serving.following import CANCEL_SECONDS
 from app.serving.live_tables import LiveTables
 from app.serving.scheduler import Scheduler, measure
 from app.serving.segment_table import SegmentTable, read_table
+from app.serving.tokenizing import Tokenizing
 from app.serving.workers import prepare
 from app.settings import Settings
 from app.weights import geometry
@@ -122,6 +123,8 @@ ROUTERS = [
         metrics,
     )
 ]
+CHARACTERS_A_TOKEN = 6
+"""Of English with its blanks, generously."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WARM_UP = ["The first pass is the slowest, and tells what a token costs on this machine."] * 8
 
@@ -223,7 +226,7 @@ async def build_engine(
     # One thread of this process does what it does of torch's work, and another one tokenizes, in Rust: each thread
     # that ever runs a parallel operation keeps threads of OpenMP for itself, which then get into each other's way.
     torch_thread = resources.enter_context(ThreadPoolExecutor(1, "tween-torch"))
-    tokenizing = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
+    tokenize_thread = resources.enter_context(ThreadPoolExecutor(1, "tween-tokenize"))
 
     if workers_of(settings, device_of(settings.device)):
         prepare()
@@ -241,7 +244,14 @@ async def build_engine(
         bank = await published_bank(settings, spec, cards)
     classes = bank.problem_type != "regression"
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high, temperatures=classes)
-    encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens)
+    encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens, settings.max_characters)
+    if encoder.max_characters < CHARACTERS_A_TOKEN * encoder.max_tokens:
+        log.warning(
+            "TWEEN_MAX_CHARACTERS: %d characters may be fewer than the %d tokens that are read of a text have",
+            encoder.max_characters,
+            encoder.max_tokens,
+        )
+    tokenizing = Tokenizing(encoder, tokenize_thread)
 
     slots, asked = await loop.run_in_executor(torch_thread, slots_that_fit, settings, bank)
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
@@ -275,14 +285,13 @@ async def build_engine(
         blends,
         compute,
         batcher,
-        encoder,
         tokenizing,
         predictions,
         aliases,
         Adaptive(cookbook, tables),
         default,
         settings.max_texts,
-        Errands(bank, blends, compute, batcher, encoder, tokenizing),
+        Errands(bank, blends, compute, batcher, tokenizing),
         reached[0] if reached else None,
     )
     if cards and settings.redis_url:  # in a private Redis nobody would look for it

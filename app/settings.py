@@ -82,7 +82,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     queue_ms: int = Field(
         1000, gt=0, description="longest that a text may wait; callers who would wait longer get 429, ms"
     )
-    max_texts: int = Field(512, gt=0, description="most texts in one call")
+    max_texts: int = Field(512, gt=0, le=10_000, description="most texts in one call")
+    max_characters: int = Field(
+        20_000, gt=0, description="most characters read of a text, or of each half of a pair; longer ones are cut"
+    )
     max_tokens: int = Field(512, gt=2, description="most tokens read of a text, below the model's own limit")
     max_body_mib: float = Field(4, gt=0, allow_inf_nan=False, description="largest request body, MiB")
     sweep_texts: int = Field(20_000, gt=0, description="most labelled texts of a sweep")

@@ -145,6 +145,19 @@ def test_a_t_that_never_comes_again_is_mixed_and_one_that_does_is_built(client: 
     assert sources[-1] == "memory" and client.get("/v1/blends").json()["tiers"]["build"]["builds"] <= builds + 1
 
 
+def test_characters_beyond_the_limit_are_not_read_and_that_is_reported(
+    serve: Callable[..., Service], spec: BankSpec
+) -> None:
+    client = serve(spec, max_characters=8).client
+    read, cut, pair = predict(client, texts=["late ok!", "late ok! thanks", ["late ok! thanks", "ok"]])["predictions"]
+    assert (read["tokens"], read["truncated"]) == (6, False)
+    assert (cut["tokens"], cut["truncated"], cut["probabilities"]) == (6, True, read["probabilities"])
+    assert pair["truncated"] and pair["tokens"] == 6 + 3
+    body = {"texts": ["late ok! thanks"], "recipe": "base..angry", "ts": [0]}
+    (along,) = client.post("/v1/spectrum", json=body).json()["texts"]
+    assert (along["tokens"], along["truncated"]) == (6, True)
+
+
 def test_truncation_is_reported(client: httpx.Client) -> None:
     short, long = predict(client, texts=["late", "late " * 20_000])["predictions"]
     assert (short["tokens"], short["truncated"]) == (3, False)
@@ -495,7 +508,7 @@ def test_a_body_that_is_not_json(lasting: httpx.Client, content: str) -> None:
     [
         (b"[1]", 422, "the body should be an object in JSON"),
         (b'{"texts": "\xff"}', 400, "the body is not JSON in UTF-8"),
-        (b"[" * 50_000 + b"]" * 50_000, 400, "nested too deeply"),
+        (b"[" * 50_000 + b"]" * 50_000, 400, "nested more than 32 levels deep"),
     ],
 )
 def test_every_route_says_the_same_of_a_body_that_it_cannot_read(

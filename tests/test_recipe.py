@@ -219,7 +219,8 @@ REFUSED = [
     ("@prod", UnknownAlias, "no alias 'prod'; aliases here: none yet"),
     (" @prod@0.4", BadRecipe, "'@prod@0.4' names no alias: an alias stands alone"),
     ("@", BadRecipe, "names no alias"),
-    ("@" + "a" * 5_000, BadRecipe, "names no alias"),
+    ("@" + "a" * 1_900, BadRecipe, "names no alias"),
+    ("@" + "a" * 5_000, BadRecipe, "the recipe has 5001 characters"),
     ("@prod+finance@0.2", BadRecipe, "an alias stands alone"),
     ("finance@0.2+@prod", BadRecipe, "t is 'prod'"),
     ("exp:tone", BadRecipe, "names an experiment"),
@@ -319,3 +320,16 @@ def test_any_json_is_a_recipe_or_a_sentence(recipe: dict[str, object]) -> None:
         assert json.dumps(COOKBOOK.read(recipe).t_by_variant)
     except TweenError as error:
         assert str(error)
+
+
+def test_blanks_around_recipes_and_long_ones_are_not_remembered() -> None:
+    """A hundred requests of a megabyte of blanks and `base` left a hundred megabytes behind."""
+    cookbook = Cookbook(["finance"])
+    for blanks in range(50):
+        assert cookbook.wanted(" " * 100_000 + "\t" * blanks + "base") == cookbook.read("base" + " " * 100_000)
+        for read in (cookbook.read, cookbook.wanted):
+            with pytest.raises(BadRecipe, match="the recipe has 2001 characters; at most 2000 are read"):
+                read(" " * blanks + "x" * 2_001)
+            with pytest.raises(BadRecipe, match="the recipe has 9000 characters"):
+                read("@" + "x" * 8_999)
+    assert cookbook._known.cache_info().currsize == 1

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
 from app.api.header_text import Actor
 from app.api.native import LAST_VERSION, REFUSALS, NameField, RecipeField
@@ -24,7 +25,11 @@ CONFLICTS: dict[int | str, dict[str, Any]] = {
 }
 
 router = APIRouter(
-    prefix="/v1/aliases", tags=["aliases"], dependencies=[Depends(json_only)], responses={**REFUSALS, **CONFLICTS}
+    route_class=BoundedRoute,
+    prefix="/v1/aliases",
+    tags=["aliases"],
+    dependencies=[Depends(json_only)],
+    responses={**REFUSALS, **CONFLICTS},
 )
 
 IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the alias is at this version")]

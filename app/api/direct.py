@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.bounded_json import read_bounded
 from app.api.problems import NOT_JSON, reply_to
 from app.errors import WrongContentType
 
@@ -65,7 +66,7 @@ async def read_json(request: Request, model: type[Body]) -> Body:
 def parse_json(content: bytes, model: type[Body]) -> Body:
     """A body as the framework would read it, with the errors that it would raise."""
     try:
-        return model.model_validate(json.loads(content) if content else None)
+        return model.model_validate(read_bounded(content) if content else None)
     except json.JSONDecodeError as error:
         complaint = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
         raise RequestValidationError([complaint]) from None
@@ -75,7 +76,7 @@ def parse_json(content: bytes, model: type[Body]) -> Body:
             if content
             else [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
         ) from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise HTTPException(400, NOT_JSON) from None
 
 

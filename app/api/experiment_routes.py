@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
 from app.api.header_text import Actor
 from app.api.meetings import TheExperiments
@@ -31,6 +32,7 @@ CONFLICTS: dict[int | str, dict[str, Any]] = {
 }
 
 router = APIRouter(
+    route_class=BoundedRoute,
     prefix="/v1/experiments",
     tags=["experiments"],
     dependencies=[Depends(json_only)],

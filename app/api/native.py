@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from app.api.bounded_json import MOST_ENTRIES, BoundedRoute
 from app.api.direct import Handler, json_only, read_json, write_json
 from app.api.header_text import header_text
 from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answer, experiments_of, meet
@@ -42,12 +43,17 @@ RecipeField = Annotated[
 ]
 
 
+Entry = TypeVar("Entry")
+Each = Annotated[list[Entry], Field(max_length=MOST_ENTRIES, fail_fast=True)]
+"""An entry for every text. More than one complaint about such a list would cost far more than the list."""
+
+
 class Texts(BaseModel):
     """What every call that classifies takes."""
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: str | list[str | tuple[str, str]] = Field(
+    texts: str | Each[str | tuple[str, str]] = Field(
         description="a text, a list of texts, or a list of [text, pair]",
         examples=[["The refund came within a day.", "Third call and still no answer."]],
     )
@@ -55,6 +61,8 @@ class Texts(BaseModel):
     @field_validator("texts", mode="wrap")
     @classmethod
     def _say_what_texts_are(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, list) and len(value) > MOST_ENTRIES:
+            raise ValueError(f"texts has {len(value)} entries; at most {MOST_ENTRIES} are taken")
         try:
             return handler(value)
         except ValidationError as error:
@@ -67,12 +75,12 @@ class Texts(BaseModel):
 
 
 class PredictRequest(Texts):
-    recipe: RecipeField | list[RecipeField] | None = Field(
+    recipe: RecipeField | Each[RecipeField] | None = Field(
         None,
         description="what to blend; a list has a recipe for every text, and all run in one batch. By default "
         "`@prod` if there is such an alias, else what is configured",
     )
-    segment: str | list[str | None] | None = Field(
+    segment: str | Each[str | None] | None = Field(
         None,
         description="where the texts come from (one name, or one for every text), for `auto` and recipes such as "
         "`finance@auto`; other recipes take no notice of it",
@@ -83,14 +91,14 @@ class PredictRequest(Texts):
         None, description="what turns logits into scores; by default what the bank was trained for"
     )
     cache: bool = Field(True, description="false: run the texts anew, look up and remember nothing")
-    unit: str | list[str | None] | None = Field(
+    unit: str | Each[str | None] | None = Field(
         None,
         description="whom an experiment treats alike: the customer or conversation; a list has one for every text. "
         f"By default the header `{UNIT_HEADER}`; without any, an experiment answers with its control",
         examples=["customer-1"],
     )
     attributes: dict[str, str] = Field(
-        default_factory=dict, max_length=32, description="what an experiment's targeting looks at"
+        default_factory=dict, max_length=32, fail_fast=True, description="what an experiment's targeting looks at"
     )
 
     def segments(self) -> list[str | None]:
@@ -115,7 +123,7 @@ class PredictionReply(BaseModel):
         examples=[{"finance": 0.4}],
     )
     tokens: int = Field(description="tokens read, special tokens included", examples=[9])
-    truncated: bool = Field(description="the text was longer than the model reads; its end was ignored")
+    truncated: bool = Field(description="the text was longer than what is read of one; the rest was ignored")
     chosen_by: Literal["segment", "router", "pooled", "entropy"] | None = Field(
         None, description="what chose t, where `auto` asked for one; `pooled`: nothing is known of the segment"
     )
@@ -242,7 +250,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(json_only)], responses=REFUSALS)
+router = APIRouter(route_class=BoundedRoute, prefix="/v1", dependencies=[Depends(json_only)], responses=REFUSALS)
 
 PREDICT_EXAMPLES: dict[str, Any] = {
     "one text": {"value": {"texts": "The refund came within a day.", "recipe": "service@0.4"}},
@@ -276,6 +284,7 @@ async def predict(
     """Classify texts with the weights that the recipe names."""
     given, texts = body.recipe, body.as_list()
     many, each = isinstance(given, list), given if isinstance(given, list) else [given]
+    engine.check_lengths(len(texts), len(each) if many else None)
     units = header_text(UNIT_HEADER, unit) if body.unit is None and unit is not None else body.unit
     met = await meet(experiments, each, units, body.attributes, len(texts))
     if met is None:

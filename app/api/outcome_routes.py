@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
 from app.api.meetings import TheExperiments
 from app.api.native import REFUSALS, NameField
@@ -30,7 +31,11 @@ LARGEST = 1e9
 """Squares of values are added up; those of larger ones would swallow the others."""
 
 router = APIRouter(
-    prefix="/v1/experiments", tags=["experiments"], dependencies=[Depends(json_only)], responses=REFUSALS
+    route_class=BoundedRoute,
+    prefix="/v1/experiments",
+    tags=["experiments"],
+    dependencies=[Depends(json_only)],
+    responses=REFUSALS,
 )
 
 
@@ -77,6 +82,7 @@ async def post_outcomes(
     name: NameField,
     body: Annotated[
         list[OutcomeBody],
+        FailFast(),
         Body(
             max_length=MOST_OUTCOMES,
             examples=[[{"unit": "customer-1", "metric": "bought", "value": 1, "id": "order-77"}]],

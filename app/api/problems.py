@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
-NOT_JSON = "the body is not JSON in UTF-8, nested too deeply, or has an endless number"
+NOT_JSON = "the body is not JSON in UTF-8, or has an endless number"
 FRAMEWORK_CANNOT_READ = "There was an error parsing the body"
 """What the framework says of such a body."""
 
@@ -209,7 +209,7 @@ def install(app: FastAPI) -> None:
 
 def _sentence(errors: Sequence[dict[str, Any]]) -> tuple[int, str]:
     """Status and one sentence for pydantic's first complaint, without a word of what the caller sent."""
-    error = errors[0]
+    error = next((one for one in errors if one["type"] == "too_long"), errors[0])
     kind, message = str(error["type"]), str(error["msg"])
     where = [part for part in error["loc"] if part not in ("body", "query", "path")]
     if len(where) > 1 and where[-1] == "str" and kind == "string_type":
@@ -219,6 +219,9 @@ def _sentence(errors: Sequence[dict[str, Any]]) -> tuple[int, str]:
         ways = dict.fromkeys(SHAPES[one["type"]] for one in ours if one["type"] in SHAPES)
         message = f"Input should be {' or '.join(ways)}"
     field = ".".join(str(part)[:60] for part in where)
+    if kind == "too_long":
+        place = ".".join(str(part)[:60] for part in where if "[" not in str(part))
+        return 422, f"{place or 'the body'} has more than {error['ctx']['max_length']} entries; no more are read"
     if kind == "json_invalid":
         position = error["loc"][-1]
         return (

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Response
 from pydantic import BaseModel, Field
 
+from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
 from app.api.header_text import Actor
 from app.api.meetings import TheExperiments
@@ -29,7 +30,11 @@ CONFLICTS: dict[int | str, dict[str, Any]] = {
 }
 
 router = APIRouter(
-    prefix="/v1/segments", tags=["segments"], dependencies=[Depends(json_only)], responses={**REFUSALS, **CONFLICTS}
+    route_class=BoundedRoute,
+    prefix="/v1/segments",
+    tags=["segments"],
+    dependencies=[Depends(json_only)],
+    responses={**REFUSALS, **CONFLICTS},
 )
 
 IfVersion = Annotated[

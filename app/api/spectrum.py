@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
 from app.api.native import REFUSALS, Texts, TimingsReply
 from app.api.probes import TheEngine
@@ -28,7 +29,12 @@ class SpectrumRequest(Texts):
     )
     steps: int | None = Field(None, ge=2, le=MOST_TS, description="so many t's from 0 to 1, evenly spaced (21)")
     ts: list[float] | None = Field(
-        None, min_length=1, max_length=MOST_TS, description="these t's instead, from 0 to 1", examples=[[0, 0.4, 1]]
+        None,
+        min_length=1,
+        max_length=MOST_TS,
+        fail_fast=True,
+        description="these t's instead, from 0 to 1",
+        examples=[[0, 0.4, 1]],
     )
     function: Literal["softmax", "sigmoid", "none"] | None = Field(
         None, description="what turns logits into scores; by default what the bank was trained for"
@@ -87,7 +93,9 @@ class SpectrumReply(BaseModel):
     timings: TimingsReply
 
 
-router = APIRouter(prefix="/v1", tags=["predict"], dependencies=[Depends(json_only)], responses=REFUSALS)
+router = APIRouter(
+    route_class=BoundedRoute, prefix="/v1", tags=["predict"], dependencies=[Depends(json_only)], responses=REFUSALS
+)
 
 EXAMPLES: dict[str, Any] = {
     "to a variant": {"value": {"texts": "Sales fell by 8 percent.", "variant": "finance"}},

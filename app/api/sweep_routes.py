@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only, parse_json
 from app.api.native import REFUSALS
 from app.api.probes import TheEngine
@@ -44,9 +45,11 @@ CSV_TYPES = ("text/csv", "application/csv")
 NAME = "data"
 """What the one data set is called that has no name."""
 
-router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=REFUSALS)
+router = APIRouter(route_class=BoundedRoute, prefix="/v1/sweeps", tags=["sweeps"], responses=REFUSALS)
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+MOST_LABELS = 1_000
+Costs = Annotated[list[float], Field(max_length=MOST_LABELS, fail_fast=True)]
 
 
 def _say_what_data_are(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -59,7 +62,7 @@ def _say_what_data_are(value: Any, handler: ValidatorFunctionWrapHandler) -> Any
 
 
 Content = Annotated[
-    list[dict[str, Any]] | str,
+    Annotated[list[dict[str, Any]], Field(fail_fast=True)] | str,
     WrapValidator(_say_what_data_are),
     Field(
         description="labelled texts: rows with `text`, `label` (by name or number) and, if there is such a thing, "
@@ -89,9 +92,16 @@ class SweepRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: Content | None = None
-    datasets: list[DataSet] = Field(default_factory=list, description="several data sets, instead of or beside `data`")
+    datasets: list[DataSet] = Field(
+        default_factory=list,
+        max_length=32,
+        fail_fast=True,
+        description="several data sets, instead of or beside `data`",
+    )
     variant: str | None = Field(None, description="the variant to move towards; needed if there are several")
-    variants: list[str] = Field(default_factory=list, max_length=32, description="several, to find the best mix of")
+    variants: list[str] = Field(
+        default_factory=list, max_length=32, fail_fast=True, description="several, to find the best mix of"
+    )
     line: str | None = Field(None, description="where to move instead: `airline..finance`, or to a recipe")
     objective: Literal[tuple(METRICS)] = Field("loss", description="what is made best")  # type: ignore[valid-type]
     rule: Literal["best", "nearest"] = Field(
@@ -100,9 +110,14 @@ class SweepRequest(BaseModel):
     penalty: float | Literal["folds"] = Field(
         0.0, alias="lambda", description="minimise loss + lambda t^2 |delta|^2; `folds` choose it"
     )
-    cost: list[list[float]] | None = Field(None, description="cost of each answer, a row per true label")
+    cost: Annotated[list[Costs], Field(max_length=MOST_LABELS, fail_fast=True)] | None = Field(
+        None, description="cost of each answer, a row per true label"
+    )
     grid: list[Unit] = Field(
-        default_factory=list, max_length=101, description="run these t's, instead of five and what lies between"
+        default_factory=list,
+        max_length=101,
+        fail_fast=True,
+        description="run these t's, instead of five and what lies between",
     )
     ramp: bool = Field(
         False, description="also look for one t in the first layer and another in the last, and say what that gains"
@@ -111,7 +126,7 @@ class SweepRequest(BaseModel):
     robustness: bool = Field(False, description="also perturb texts of the first data set along t")
     seed: int = Field(0, ge=0, description="of resamples and folds")
     columns: dict[Literal[tuple(NAMES)], str] = Field(  # type: ignore[valid-type]
-        default_factory=dict, description="names of the columns, where they are not found; `-`: none"
+        default_factory=dict, fail_fast=True, description="names of the columns, where they are not found; `-`: none"
     )
 
     @field_validator("penalty", mode="before")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.bounded_json import read_bounded
 from app.api.problems import reference
 
 log = logging.getLogger("tween.texts")
@@ -60,8 +62,8 @@ class TextLog:
 def texts_of(body: bytes) -> list[object]:
     """The texts of a JSON body, right or wrong; none if it has no such field or cannot be read."""
     try:
-        texts = json.loads(body)["texts"]
-    except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+        texts = read_bounded(body)["texts"]
+    except (HTTPException, ValueError, KeyError, TypeError, IndexError):
         return []
     return texts if isinstance(texts, list) else [texts]
 

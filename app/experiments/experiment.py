@@ -104,20 +104,23 @@ class Layer(_Part):
 class Experiment(_Part):
     """Arms, who meets them, and what decides. Times are seconds since 1970 in UTC."""
 
-    arms: list[Arm] = Field(min_length=1, max_length=32)
+    arms: list[Arm] = Field(min_length=1, max_length=32, fail_fast=True)
     control: Name = Field(description="the arm that others are compared with, and that requests without a unit get")
-    metrics: list[Metric] = Field(default_factory=list, max_length=32)
+    metrics: list[Metric] = Field(default_factory=list, max_length=32, fail_fast=True)
     salt: str | None = Field(
         None, max_length=64, description="by default the experiment's name; decides who meets what"
     )
     coverage: Share = Field(1.0, description="part of all units that is in; may grow without moving anybody who is in")
     layer: Layer | None = Field(None, description="units that this experiment shares with no other of the layer")
     holdout: Share = Field(0.0, description="part of all units that no experiment ever touches")
-    targeting: dict[Word, list[Word]] = Field(
-        default_factory=dict, max_length=32, description="attributes of a request and the values that let it in"
+    targeting: dict[Word, Annotated[list[Word], Field(max_length=1_000, fail_fast=True)]] = Field(
+        default_factory=dict,
+        max_length=32,
+        fail_fast=True,
+        description="attributes of a request and the values that let it in",
     )
     overrides: Annotated[dict[Word, Name], WrapValidator(_say_what_overrides_are)] = Field(
-        default_factory=dict, max_length=1_000, description="units of testers, and the arm each gets"
+        default_factory=dict, max_length=1_000, fail_fast=True, description="units of testers, and the arm each gets"
     )
     start: Moment | None = Field(None, description="not before; seconds since 1970, or ISO 8601")
     stop: Moment | None = Field(None, description="not after; seconds since 1970, or ISO 8601")

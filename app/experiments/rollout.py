@@ -34,6 +34,7 @@ class Plan(BaseModel):
         default=STEPS,
         min_length=2,
         max_length=20,
+        fail_fast=True,
         description="shares of units that meet the new recipe, the last one 1",
     )
     step_seconds: float = Field(default=HOUR, gt=0, le=30 * 24 * HOUR, description="how long each step is watched")

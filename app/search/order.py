@@ -19,6 +19,9 @@ from app.search.scores import CURVE_METRICS, METRICS
 from app.search.tables import Rows, csv_rows
 from app.weights.recipe import Cookbook
 
+MOST_COLUMNS = 64
+"""Of a CSV file that is sent."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -47,7 +50,8 @@ class Given:
     def rows(self) -> Rows:
         """Raises `BadData` where it reads what is no CSV."""
         if isinstance(self.content, str):
-            return csv_rows(self.name, io.StringIO(self.content.removeprefix("\ufeff"), newline=""))
+            file = io.StringIO(self.content.removeprefix("\ufeff"), newline="")
+            return csv_rows(self.name, file, MOST_COLUMNS)
         return ((f"row {number}", row) for number, row in enumerate(self.content, start=1))
 
 

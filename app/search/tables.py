@@ -31,13 +31,18 @@ def read_rows(path: Path) -> Rows:
         raise BadData(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def csv_rows(name: str, file: TextIO) -> Rows:
-    """The rows of a CSV file of that name, whatever separates its fields."""
+def csv_rows(name: str, file: TextIO, most_columns: int | None = None) -> Rows:
+    """The rows of a CSV file of that name, whatever separates its fields.
+
+    Each row has an entry for every column, even where it is one empty line; so there may be a limit."""
     header = file.readline()
     file.seek(0)
     reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
     line = 2
     try:
+        columns = len(reader.fieldnames or ())
+        if most_columns is not None and columns > most_columns:
+            raise BadData(f"{name}: {columns} columns; at most {most_columns} are read here")
         for row in reader:
             if None in row:
                 raise BadData(f"{name}, line {line}: more fields than the header names")

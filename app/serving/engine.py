@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from app.cache.predictions import Predictions
 from app.errors import BadTexts, NotFinite, PassFailed
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
-from app.models.tokens import Row, Text, TextEncoder
+from app.models.tokens import Row, Text
 from app.serving.adaptive import Adaptive, Choice
 from app.serving.aliases import DEFAULT, Aliases
 from app.serving.batcher import Batcher
@@ -25,6 +24,7 @@ from app.serving.compute import Compute, Vector
 from app.serving.errands import Errands
 from app.serving.histogram import SECONDS, Histogram
 from app.serving.recollection import Recollection
+from app.serving.tokenizing import Tokenizing
 from app.serving.waiting_line import Scored
 from app.spans import spent
 from app.weights.automatic import Auto
@@ -36,9 +36,6 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda logits: logits,
 }
 """What turns logits (B, C), divided by the recipe's temperature, into the scores of a reply."""
-
-SHORT = 1_000
-"""Characters that are tokenized at once (40 us for a sentence): going to another thread and back takes longer."""
 
 DEFAULT_FUNCTION = {
     "single_label_classification": "softmax",
@@ -104,8 +101,7 @@ class Engine:
         blends: Blends,
         compute: Compute,
         batcher: Batcher,
-        encoder: TextEncoder,
-        tokenizing: Executor,
+        tokenizing: Tokenizing,
         predictions: Predictions | None,
         aliases: Aliases,
         adaptive: Adaptive,
@@ -126,10 +122,9 @@ class Engine:
         self.redis = redis
         self.adaptive = adaptive
         self.stages = {stage: Histogram(SECONDS) for stage in ("queue", "blend", "tokenize", "forward")}
-        self.max_tokens = encoder.max_tokens
-        self.limits = encoder.limits
+        self.max_tokens = tokenizing.encoder.max_tokens
+        self.limits = tokenizing.encoder.limits
         self._default_recipe = default_recipe
-        self._encoder = encoder
         self._tokenizing = tokenizing
         self.max_texts = max_texts
 
@@ -153,9 +148,8 @@ class Engine:
         `Overloaded` when too many wait.
         """
         started = time.perf_counter()
-        self._check(texts)
         each = [recipes] * len(texts) if isinstance(recipes, Recipe) else list(recipes)
-        _check_length(texts, each)
+        self._check(texts, len(each))
         keys = self._keys(each)
         known = Recollection(self.predictions if cache else None, keys, texts)
         unknown = known.unknown()
@@ -205,8 +199,7 @@ class Engine:
         recipes = [one for one in wanted if isinstance(one, Recipe)]
         if len(recipes) == len(wanted):
             return await self.predict(texts, recipes, function, cache), [Choice(recipe) for recipe in recipes]
-        self._check(texts)
-        _check_length(texts, wanted)
+        self._check(texts, len(wanted))
 
         async def look(texts: Sequence[Text], recipe: Recipe) -> Tensor:
             answer = await self.predict(texts, recipe, "none", cache)
@@ -289,11 +282,18 @@ class Engine:
 
         return length, pieces()
 
-    def _check(self, texts: Sequence[Text]) -> None:
+    def check_lengths(self, texts: int, recipes: int | None = None) -> None:
+        """Raises `BadTexts` where there are too many texts, or a list of recipes that has not one for each of them;
+        to be asked before any of these is looked at."""
         if not texts:
             raise BadTexts("texts is empty; send at least one text")
-        if len(texts) > self.max_texts:
-            raise BadTexts(f"{len(texts)} texts in one call; at most {self.max_texts} are taken")
+        if texts > self.max_texts:
+            raise BadTexts(f"{texts} texts in one call; at most {self.max_texts} are taken")
+        if recipes is not None and recipes != texts:
+            raise BadTexts(f"{texts} texts and {recipes} recipes; a list of recipes has one for every text")
+
+    def _check(self, texts: Sequence[Text], recipes: int | None = None) -> None:
+        self.check_lengths(len(texts), recipes)
         for index, text in enumerate(texts):
             parts = [text] if isinstance(text, str) else text
             if not all(part.strip() for part in parts):
@@ -313,11 +313,7 @@ class Engine:
         if not texts:
             return {}, 0.0
         started = time.perf_counter()
-        if sum(map(_characters, texts.values())) <= SHORT:
-            rows = self._encoder.encode(list(texts.values()))
-        else:
-            loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(self._tokenizing, self._encoder.encode, list(texts.values()))
+        rows = await self._tokenizing.rows(list(texts.values()))
         return dict(zip(texts, rows, strict=True)), (time.perf_counter() - started) * 1e3
 
     def _scores(self, logits: Tensor, function: str | None) -> list[list[float]]:
@@ -337,11 +333,6 @@ def _tempered(logits: Tensor, recipes: Sequence[Recipe]) -> Tensor:
     return tempered
 
 
-def _check_length(texts: Sequence[Text], recipes: Sequence[Recipe | Auto]) -> None:
-    if len(recipes) != len(texts):
-        raise BadTexts(f"{len(texts)} texts and {len(recipes)} recipes; a list of recipes has one for every text")
-
-
 def _check_finite(logits: Mapping[int, bytes], recipe: Recipe) -> None:
     """Raises `NotFinite` for the first text without logits; `logits` by the text's number."""
     for index, values in logits.items():
@@ -355,7 +346,3 @@ def _check_finite(logits: Mapping[int, bytes], recipe: Recipe) -> None:
 def _common(sources: Sequence[str]) -> str:
     """The one source that all parts share, else `mixed`."""
     return sources[0] if len(set(sources)) == 1 else MIXED
-
-
-def _characters(text: Text) -> int:
-    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])

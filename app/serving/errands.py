@@ -16,17 +16,17 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from app.errors import NotFinite, OutOfReach, PassFailed, TweenError
 from app.models.bank import Bank
 from app.models.classifier import Mix
-from app.models.tokens import Row, Text, TextEncoder
+from app.models.tokens import Row, Text
 from app.serving.batcher import WORTH_TOKENS, Batcher
 from app.serving.blends import Blends
 from app.serving.compute import Compute, Unit, Vector
 from app.serving.culprit import blamed, others_run
+from app.serving.tokenizing import Tokenizing
 from app.weights.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ PIECE_TOKENS = WORTH_TOKENS
 """Fewer are slower for each, and more would stand longer in a caller's way."""
 PATIENCE = 10
 LOOK_SECONDS = 0.002
-TEXTS = 32
-"""Texts tokenized at a time: callers' long texts go through the same thread."""
 
 
 class Errands:
@@ -48,14 +46,12 @@ class Errands:
         blends: Blends,
         compute: Compute,
         batcher: Batcher,
-        encoder: TextEncoder,
-        tokenizing: Executor,
+        tokenizing: Tokenizing,
     ) -> None:
         self._bank = bank
         self._blends = blends
         self._compute = compute
         self._batcher = batcher
-        self._encoder = encoder
         self._tokenizing = tokenizing
         self._one_at_a_time = asyncio.Lock()
         self._seconds = 0.0
@@ -65,17 +61,9 @@ class Errands:
         """Logits (N, C) in the order of the texts, as the bytes of float32. Raises `OutOfReach` without members."""
         if not self._bank.has_members:
             raise OutOfReach("this pod holds no members to mix blends from; ask a pod that does")
-        rows = await self._tokenized(texts)
+        rows = await self._tokenizing.rows(texts)
         async with self._weights(recipe) as operand:
             return b"".join([await self._run(piece, operand) for piece in pieces(rows)])
-
-    async def _tokenized(self, texts: Sequence[Text]) -> list[Row]:
-        loop = asyncio.get_running_loop()
-        rows: list[Row] = []
-        for start in range(0, len(texts), TEXTS):
-            part = list(texts[start : start + TEXTS])
-            rows += await loop.run_in_executor(self._tokenizing, self._encoder.encode, part)
-        return rows
 
     @asynccontextmanager
     async def _weights(self, recipe: Recipe) -> AsyncIterator[Vector | Mix]:

@@ -22,17 +22,22 @@ BUCKETS = 8192
 WORD = re.compile(r"\w+")
 LONGEST = 2_000
 """Characters that are looked at: a longer text has told by then where it comes from."""
+KEPT_WORD = 64
+"""Characters of a word whose place is remembered; longer ones are rare, and many of them would fill the memory."""
 
 
 def buckets_of(text: Text) -> list[int]:
     """The places of a text's different words, in ascending order."""
     whole = text if isinstance(text, str) else " ".join(text)
-    return sorted({_bucket(word) for word in WORD.findall(whole[:LONGEST].lower())})
+    words = WORD.findall(whole[:LONGEST].lower())
+    return sorted({_kept_bucket(word) if len(word) <= KEPT_WORD else _bucket(word) for word in words})
 
 
-@lru_cache(maxsize=50_000)
 def _bucket(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest(), "big") % BUCKETS
+
+
+_kept_bucket = lru_cache(maxsize=50_000)(_bucket)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,7 @@ def automatic(recipe: object) -> Auto | None:
 
 
 def _read(text: str) -> Auto | None:
+    """Split at its signs, and not by a pattern: one with blanks in several places takes time by the square of them."""
     name, at, chosen = (part.strip() for part in text.partition("@"))
     if not at:
         return Auto(None) if name == AUTO else None

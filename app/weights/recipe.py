@@ -35,7 +35,7 @@ MICRO = 1_000_000
 MAX_TEXT = 2_000
 COOLEST, HOTTEST = Decimal("0.05"), Decimal(20)
 """The temperatures that a recipe may name."""
-NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e-?\d{1,9})?", flags=re.ASCII)
+NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)(e-?\d{1,9})?", flags=re.ASCII)
 Ends = tuple[Decimal, Decimal]
 """t in the first and in the last layer."""
 ONE = (Decimal(1), Decimal(1))
@@ -116,8 +116,9 @@ class Cookbook:
         Raises `BadRecipe` for what cannot be read or is out of bounds, `UnknownVariant` for a name that is not in
         the bank and `UnknownAlias` for one that is no alias; the message says what would do.
         """
+        recipe = bounded(recipe)
         if isinstance(recipe, str):
-            return self._blend_behind(recipe.strip()) if names_alias(recipe) else self._known(recipe)
+            return self._blend_behind(recipe) if names_alias(recipe) else self._known(recipe)
         if isinstance(recipe, Mapping):
             return self._read_json(recipe)
         raise BadRecipe(f"a recipe is a text such as '{self._example}' or an object, not {_shown(recipe)}")
@@ -125,8 +126,9 @@ class Cookbook:
     def wanted(self, recipe: object) -> Recipe | Auto:
         """What a call wants that may also want a t for each text: as `read`, or `VARIANT@auto`, `auto` and aliases of
         them."""
+        recipe = bounded(recipe)
         if names_alias(recipe):
-            return self._behind(str(recipe).strip())
+            return self._behind(str(recipe))
         auto = automatic(recipe)
         if auto is None:
             return self.read(recipe)
@@ -153,9 +155,7 @@ class Cookbook:
     # -- text ------------------------------------------------------------------------------------------
 
     def _read_text(self, text: str) -> Recipe:
-        text = text.strip()
-        if len(text) > MAX_TEXT:
-            raise BadRecipe(f"the recipe has {len(text)} characters; at most {MAX_TEXT} are read")
+        """What `bounded` gave: the results are kept by it, so blanks around a recipe and long ones take no memory."""
         if not text:
             raise BadRecipe(f"the recipe is empty; write one such as '{self._example}' or 'base'")
         text = nfc(text)
@@ -354,6 +354,17 @@ class Cookbook:
     @property
     def _loaded(self) -> str:
         return ", ".join((BASE, *self.variants))
+
+
+def bounded(recipe: object) -> object:
+    """A recipe's text without blanks around it, and anything else as it is; raises `BadRecipe` for a text that is too
+    long for anything to look at it."""
+    if not isinstance(recipe, str):
+        return recipe
+    text = recipe.strip()
+    if len(text) > MAX_TEXT:
+        raise BadRecipe(f"the recipe has {len(text)} characters; at most {MAX_TEXT} are read")
+    return text
 
 
 def names_alias(recipe: object) -> bool:

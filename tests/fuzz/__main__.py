@@ -32,6 +32,7 @@ with atheris.instrument_imports(include=["app", "json"]):
     from app.api.sweep_routes import SweepRequest
     from app.errors import BadHeader, TweenError
     from app.experiments.experiment import Experiment
+    from app.models.tokens import TextEncoder
     from app.models.weight_file import check_weight_file
     from app.names import is_name, nfc
     from app.weights.automatic import automatic
@@ -39,17 +40,22 @@ with atheris.instrument_imports(include=["app", "json"]):
 
 from starlette.requests import Request
 
+from tests.pico import CONFIGS, tokenizer
+
 SECONDS = 60
 SLOW = 1.0
 """Seconds of processor time that no input may take."""
 FOLDER = Path(tempfile.mkdtemp(prefix="tween-fuzz-"))
 COOKBOOK = Cookbook(["finance", "airline"])
+TOKENIZER = tokenizer()
 REQUEST = Request({"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"", "scheme": "http"})
 
 
 def recipes(data: bytes) -> None:
-    """A recipe's text, and the JSON of one: what is read reads back as itself."""
+    """A recipe's text, and the JSON of one: what is read reads back as itself, and what is automatic too."""
     text = data.decode(errors="surrogateescape")
+    auto = automatic(text)
+    assert auto is None or automatic(auto.text) == auto, auto
     for recipe in (text, _json(data)):
         try:
             read = COOKBOOK.read(recipe)
@@ -91,9 +97,21 @@ def bodies(data: bytes) -> None:
             parse_json(data, model).model_dump_json()
         except (RequestValidationError, HTTPException) as error:
             reply = reply_to(REQUEST, error)
-            assert reply is not None and reply.status_code in (400, 422), error
+            assert reply is not None and reply.status_code in (400, 413, 422), error
             detail = json.loads(reply.body)["detail"]
             assert detail and len(detail) < 700, detail
+
+
+def pairs(data: bytes) -> None:
+    """Texts and pairs: cut as transformers cuts them, whatever is in them."""
+    parts = data.decode(errors="ignore").split("\0")[:2]
+    for side in ("left", "right"):
+        TOKENIZER.truncation_side = side
+        (row,) = TextEncoder(TOKENIZER, CONFIGS["bert"], 16).encode(
+            [parts[0] if len(parts) == 1 else (parts[0], parts[1])]
+        )
+        expected = TOKENIZER(*parts, truncation=True, max_length=16)
+        assert (row.ids, row.types) == (expected["input_ids"], expected["token_type_ids"])
 
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
@@ -105,6 +123,9 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
             b"linear:airline..finance@0.1:0.9",
             b'{"method": "linear", "from": "airline", "t": {"finance": [0.1, 0.9]}, "temperature": 1.3}',
             b'{"variant": "finance", "t": 4e-1}',
+            b"finance @ auto : entropy",
+            b"x@auto" + b" " * 2_000 + b"!",
+            b"finance@" + b"1" * 1_980 + b"x",
         ],
     ),
     "names": (names, ["财务".encode(), "u\u0308".encode(), b"%E5%AE%A2-1", b"50%25", b"a_b-1"]),
@@ -115,10 +136,13 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
             b'{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,8]},"b":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}',
         ],
     ),
+    "pairs": (pairs, [b"late order", b"the refund came\0late, late and late again, and <sep> broken, thanks! 42"]),
     "bodies": (
         bodies,
         [
             b'{"texts": ["a", ["b", "c"]], "recipe": {"t": {"finance": 0.4}}, "top_k": 1, "unit": [null, "u"]}',
+            b'{"texts": [1, [2, 3, 4], null], "recipe": [{}, 1], "segment": [1], "unit": [[]], "attributes": {"a": 1}}',
+            b"[" * 40 + b"]" * 40,
             b'{"data": [{"text": "a", "label": 0}], "lambda": "folds", "grid": [0, 1], "cost": [[0, 1]]}',
             b'{"arms": [{"name": "a", "recipe": "base", "share": 1}], "control": "a", "start": "2026-01-31", '
             b'"overrides": {"u": "a"}, "targeting": {"c": ["\\ud83d\\ude00"]}}',

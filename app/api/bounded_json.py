@@ -1,0 +1,88 @@
+"""The one reader of JSON that callers send: how deep, how wide and how much it may be, before anything looks inside.
+
+A few MiB of JSON can be a hundred times as much in memory: `[],` is three bytes, the list 56, and a complaint about it
+hundreds. So values are counted before a body is parsed, depth and fields before it is validated; that lists are no
+longer than they may be, and that the first complaint of a list is the only one, stands at the fields of the models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+MOST_ENTRIES = 10_000
+"""Of any list that has an entry for each text or outcome; settings may ask for less."""
+MOST_DEPTH = 32
+"""Lists and objects inside each other; what the service understands has eight."""
+MOST_FIELDS = 2_000
+"""Of one object: twice what the largest table of segments has."""
+MOST_VALUES = 200_000
+BYTES_A_VALUE = 8
+"""A body may have MOST_VALUES, and a longer one a value for so many bytes: rows of labelled texts have fewer."""
+STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Possessive, so that nothing is read twice: also where the last quote is missing."""
+MARKS = (b"[", b"{", b",", b":")
+
+NESTED = f"the body is nested more than {MOST_DEPTH} levels deep"
+
+
+def read_bounded(content: bytes) -> Any:
+    """What a JSON body says. Raises `HTTPException` for one beyond the bounds, `ValueError` for what is no JSON."""
+    most = max(MOST_VALUES, len(content) // BYTES_A_VALUE)
+    if len(content) > most and _marks(content) > most and _marks(STRINGS.sub(b"", content)) > most:
+        raise HTTPException(413, f"the body has more than {most} values and names; send less in one call")
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise HTTPException(400, NESTED) from None
+    _check_shape(value)
+    return value
+
+
+def _marks(content: bytes) -> int:
+    """What begins values and names, where no strings are in it."""
+    return sum(map(content.count, MARKS))
+
+
+def _check_shape(value: object) -> None:
+    """Level by level, without recursion."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                if len(one) > MOST_FIELDS:
+                    raise HTTPException(
+                        413, f"an object in the body has {len(one)} fields; at most {MOST_FIELDS} are read"
+                    )
+                inner += [part for part in one.values() if isinstance(part, dict | list)]
+            elif isinstance(one, list):
+                inner += [part for part in one if isinstance(part, dict | list)]
+        if not inner:
+            return
+        level = inner
+    raise HTTPException(400, NESTED)
+
+
+class BoundedRoute(APIRoute):
+    """A route of the framework whose body is read here."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_Bounded(request.scope, request.receive))
+
+        return bounded
+
+
+class _Bounded(Request):
+    async def json(self) -> Any:
+        return read_bounded(await self.body())
