@@ -1,4 +1,5 @@
-"""Scenarios of `make chaos` beyond load: another bank is rolled out, the disk is full, the clock jumps."""
+"""Scenarios of `make chaos` beyond load: another bank is rolled out, the disk is full, the clock jumps, signals reach
+every process or stop one, callers do not read."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ import csv
 import io
 import itertools
 import json
+import os
 import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +30,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pico  # noqa: E402
-from fleet import Absent, Connection, Outcome, Pod, pod, three_pods  # noqa: E402
+from fleet import (  # noqa: E402
+    Absent,
+    Connection,
+    Outcome,
+    Pod,
+    Seen,
+    body_of,
+    during,
+    one_after_the_other,
+    pod,
+    three_pods,
+    timed,
+)
+from processes import children_of, is_running, workers_of  # noqa: E402
 from servers import Server  # noqa: E402
 
 EXPERIMENT = {
@@ -363,7 +379,7 @@ async def hours_ahead(service: Pod, awaited: int) -> float:
     deadline = time.monotonic() + 5
     while True:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         reply = (await reader.read()).decode()
         writer.close()
         date = re.search(r"(?im)^date: (.*)\r$", reply)
@@ -381,3 +397,97 @@ async def too_short(service: Pod) -> int:
     status = await connection.tell("POST", "/v1/predict", body, "X-Request-Timeout: 0.001")
     connection.close()
     return status
+
+
+# -- signals ---------------------------------------------------------------------------------------------
+
+
+async def sigterm_to_all(folder: Path) -> list[Outcome]:
+    """SIGTERM to the process group, as systemd and shells send it; with workers and a private Redis."""
+    bank = pico.write_bank(folder, "bert") / "bank.toml"
+    async with pod(bank, REDIS_URL="", TWEEN_WORKERS="2", TWEEN_DRAIN_S="600") as service:
+        assert service.process is not None
+        below, stop = children_of(service.process.pid), asyncio.Event()
+        load = asyncio.create_task(one_after_the_other(service.port, body_of(10), CALLERS, stop))
+        await asyncio.sleep(1)
+        os.killpg(service.process.pid, signal.SIGTERM)
+        await asyncio.sleep(3)
+        stop.set()
+        seen = await load
+        os.killpg(service.process.pid, signal.SIGTERM)
+        code = await service.ended()
+        deadline = time.monotonic() + 10
+        while any(map(is_running, below)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        left = sum(map(is_running, below))
+    lost = seen.count.total() - seen.count[200]
+    return [
+        Outcome(
+            "SIGTERM to every process at once loses no request, and leaves no process behind",
+            f"{lost} of {seen.count.total()} requests lost, the slowest took {max(seen.seconds[200]):.2f} s; exit code "
+            f"{code}; {left} of {len(below)} processes left",
+            lost == 0 and code == 0 and left == 0 and max(seen.seconds[200]) < 1,
+        )
+    ]
+
+
+async def stopped_worker(folder: Path) -> list[Outcome]:
+    """SIGSTOP to one of two workers, for a few seconds."""
+    bank = pico.write_bank(folder, "bert") / "bank.toml"
+    async with pod(bank, REDIS_URL="", TWEEN_WORKERS="2") as service:
+        assert service.process is not None
+        one = min(workers_of(service.process.pid))
+
+        async def stand_still() -> None:
+            os.kill(one, signal.SIGSTOP)
+            await asyncio.sleep(5)
+            os.kill(one, signal.SIGCONT)
+
+        seen = await during(stand_still(), service.port, body_of(10), CALLERS)
+    lost, slowest = seen.count.total() - seen.count[200], max(seen.seconds[200])
+    return [
+        Outcome(
+            "a worker that stands still costs no request, and holds its callers for about half a second",
+            f"{lost} of {seen.count.total()} requests lost while one of two was stopped for 5 s; the slowest took "
+            f"{slowest:.2f} s",
+            lost == 0 and slowest < 2,
+        )
+    ]
+
+
+# -- callers who do not read -----------------------------------------------------------------------------
+
+
+async def unread_replies(folder: Path) -> list[Outcome]:
+    """A hundred callers ask for much and read nothing."""
+    callers, bank = 100, pico.write_bank(folder, "bert") / "bank.toml"
+    async with pod(bank, REDIS_URL="", TWEEN_WORKERS="0", TWEEN_WRITE_S="3") as service:
+        with contextlib.ExitStack() as stack:
+
+            def ask() -> None:
+                for _ in range(callers):
+                    caller = stack.enter_context(socket.socket())
+                    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    caller.connect(("127.0.0.1", service.port))
+                    caller.sendall(
+                        b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5
+                    )
+
+            await asyncio.to_thread(ask)
+            connection, probes = Connection(service.port), Seen()
+            cut, deadline = 0, time.monotonic() + 30
+            while cut < callers and time.monotonic() < deadline:
+                await timed(connection, probes, "GET", "/livez")
+                assert await connection.ask("GET", "/metrics") == 200
+                found = re.search(rb"^tween_unread_connections_total (\S+)$", connection.body, re.MULTILINE)
+                cut = int(float(found[1])) if found else 0
+                await asyncio.sleep(0.1)
+            connection.close()
+    return [
+        Outcome(
+            "callers who do not read their replies are let go, and nobody else notices",
+            f"{cut} of {callers} connections cut after 3 s; the slowest probe took "
+            f"{max(probes.seconds[200]) * 1e3:.0f} ms",
+            cut == callers and set(probes.count) == {200} and max(probes.seconds[200]) < 1,
+        )
+    ]

@@ -205,7 +205,9 @@ class Pod:
     async def start(self) -> None:
         environ = {**os.environ, "TWEEN_LOG_LEVEL": "error", **self._settings}
         command = [sys.executable, "-W", "ignore", "-m", "app", "serve", "--bank", str(self.bank)]
-        self.process = await asyncio.create_subprocess_exec(*command, "--port", str(self.port), env=environ)
+        self.process = await asyncio.create_subprocess_exec(
+            *command, "--port", str(self.port), env=environ, start_new_session=True
+        )
         connection = Connection(self.port)
         while await connection.ask("GET", "/readyz") != 200:
             assert self.process.returncode is None, "the service ended"

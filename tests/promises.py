@@ -21,7 +21,7 @@ from transformers import BertConfig
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pico  # noqa: E402
-from faults import another_bank, full_disk, jumping_clock  # noqa: E402
+from faults import another_bank, full_disk, jumping_clock, sigterm_to_all, stopped_worker, unread_replies  # noqa: E402
 from fleet import (  # noqa: E402
     Absent,
     Connection,
@@ -151,6 +151,9 @@ PROMISES: dict[str, Callable[[Path], Awaitable[list[Outcome]]]] = {
     "overload": overload,
     "killed": killed,
     "rolling": rolling,
+    "group": sigterm_to_all,
+    "stopped": stopped_worker,
+    "unread": unread_replies,
     "bank": another_bank,
     "disk": full_disk,
     "clock": jumping_clock,

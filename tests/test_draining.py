@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from processes import children_of, is_running
 from servers import free_port, until
 from test_command_line import environment
 
@@ -101,27 +102,6 @@ def test_who_is_told_to_leave_serves_on_for_a_while_and_loses_nothing(folders: P
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         assert load.lost == [] and set(load.answers) == {200}
-
-
-def children_of(pid: int) -> set[int]:
-    """The processes below this one, at any depth."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            stat = (folder / "stat").read_text()
-            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def is_running(pid: int) -> bool:
-    """Whether it is there, and no zombie that waits for init."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -131,6 +131,11 @@ class EngineMetrics(Collector):
             "tween_replayed_passes", "passes on a GPU that replayed a recording", value=compute.replayed
         )
         yield CounterMetricFamily(
+            "tween_hedged_passes",
+            "passes that a second worker was asked for, as the first was late",
+            value=compute.hedged,
+        )
+        yield CounterMetricFamily(
             "tween_worker_restarts", "worker processes that died and were replaced", value=compute.restarts
         )
 

@@ -9,10 +9,11 @@ lock lets only one thread speak Python. Members and slots lie in memory that all
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,9 +28,12 @@ from app.errors import DeviceLost, OutOfMemory
 from app.models.classifier import Classifier, Mix
 from app.models.products import Fixed
 from app.models.tokens import Row
+from app.serving.hedging import KILL_FLOOR_SECONDS, Usual, first_answer, is_late
 from app.serving.room import did_not_fit, is_lost
 from app.weights.arena import Share, Vectors
 from app.weights.methods import METHODS
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -123,6 +127,9 @@ class Lane(Protocol):
     async def call(self, name: str, *arguments: object) -> Any:
         """What the machine's method of that name gives."""
 
+    def replace(self) -> None:
+        """End what holds the machine; what was asked of it is asked of the next one."""
+
     async def close(self) -> None:
         """Let the machine go."""
 
@@ -142,6 +149,9 @@ class ThreadLane:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, getattr(self._machine, name), *arguments)
 
+    def replace(self) -> None:
+        """A thread cannot be ended."""
+
     async def close(self) -> None:
         """The thread belongs to who made it."""
 
@@ -153,28 +163,26 @@ class ThreadLane:
 class Unit:
     """One machine, held by one caller."""
 
-    def __init__(self, lane: Lane, numbers: Mapping[int, int], on_loss: Callable[[DeviceLost], None]) -> None:
-        self._lane = lane
+    def __init__(self, lane: Lane, numbers: Mapping[int, int], compute: Compute) -> None:
+        self.lane = lane
         self._numbers = numbers
-        self._on_loss = on_loss
+        self._compute = compute
 
     async def forward(self, rows: Sequence[Row], weights: Sequence[Vector | Mix]) -> tuple[list[bytes], float]:
         """Logits, each (C,) as the bytes of float32 or nothing where they are not finite, of rows that each have
         weights of their own, and the seconds of the pass."""
         operands = [one if isinstance(one, Mix) else Place(self._number(one.values), one.contents) for one in weights]
-        answer: tuple[list[bytes], float] = await self._call("forward", rows, operands)
-        return answer
+        return await self._noted(self._compute.forward(self, rows, operands))
 
     async def build(self, method: str, weights: Mapping[str, Share], slot: Tensor) -> float:
         """Write a blend into a slot (P,); gives the seconds that it took."""
-        seconds: float = await self._call("build", method, weights, self._number(slot))
-        return seconds
+        return await self._noted(self._compute.build(self, method, weights, self._number(slot)))
 
-    async def _call(self, name: str, *arguments: object) -> Any:
+    async def _noted(self, answer: Awaitable[T]) -> T:
         try:
-            return await self._lane.call(name, *arguments)
+            return await answer
         except DeviceLost as error:
-            self._on_loss(error)
+            self._compute.note_loss(error)
             raise
 
     def _number(self, vector: Tensor) -> int:
@@ -182,7 +190,8 @@ class Unit:
 
 
 class Compute:
-    """All units. Who asks gets the one that was used last: its caches are warm."""
+    """All units. Who asks gets the one that was used last: its caches are warm. Where there are several, no caller
+    waits for one that stands still (`hedging.py`)."""
 
     def __init__(self, machine: Machine, lanes: Sequence[Lane]) -> None:
         """`machine` has the vectors by number as the machines at the ends of the lanes have them."""
@@ -193,11 +202,15 @@ class Compute:
         self._lanes = lanes
         self._idle: asyncio.LifoQueue[Unit] = asyncio.LifoQueue()
         for lane in lanes:
-            self._idle.put_nowait(Unit(lane, numbers, self._note_loss))
+            self._idle.put_nowait(Unit(lane, numbers, self))
         self.lost: DeviceLost | None = None
         self.on_loss: Callable[[DeviceLost], None] = lambda error: None
+        self._passes, self._builds = Usual(), Usual()
+        self._late: set[asyncio.Task[Any]] = set()
+        self.hedged = 0
+        """Passes that a second unit was asked for."""
 
-    def _note_loss(self, error: DeviceLost) -> None:
+    def note_loss(self, error: DeviceLost) -> None:
         """Nothing can be computed here any more; whoever runs the process is told, once."""
         if self.lost is None:
             self.lost = error
@@ -234,7 +247,85 @@ class Compute:
         finally:
             self.give_back(unit)
 
+    async def forward(
+        self, unit: Unit, rows: Sequence[Row], operands: Sequence[Place | Mix]
+    ) -> tuple[list[bytes], float]:
+        """A pass on a unit that the caller holds; if it is late, on another one too. See `Unit.forward`."""
+        tokens = sum(len(row) for row in rows)
+        patience = self._passes.patience(tokens) if self.units > 1 else None
+        answer: tuple[list[bytes], float]
+        if patience is None:
+            answer = await unit.lane.call("forward", rows, operands)
+        else:
+            call = asyncio.create_task(unit.lane.call("forward", rows, operands))
+            late = await is_late(call, patience)
+            answer = await self._hedged(unit, call, rows, operands) if late else call.result()
+        self._passes.note(answer[1], tokens)
+        return answer
+
+    async def build(self, unit: Unit, method: str, weights: Mapping[str, Share], number: int) -> float:
+        """A build on a unit that the caller holds; if it is late, the unit's machine is replaced. See `Unit.build`."""
+        patience = self._builds.patience(len(weights)) if self.units > 1 else None
+        call = asyncio.create_task(unit.lane.call("build", method, weights, number))
+        if patience is not None and await is_late(call, max(patience, KILL_FLOOR_SECONDS)):
+            log.warning("a worker has not built a blend for %.1f s and is replaced", max(patience, KILL_FLOOR_SECONDS))
+            unit.lane.replace()
+        seconds: float = await call
+        self._builds.note(seconds, len(weights))
+        return seconds
+
+    async def _hedged(self, unit: Unit, first: asyncio.Task[Any], *arguments: object) -> Any:
+        """The answer to a late call, or that of the next idle unit, if it comes first. The unit then has the lane that
+        answered, and the other lane is idle again when its late call has ended, or its machine was replaced."""
+        spare = await self._spare(first)
+        if spare is None:
+            return first.result()
+        self.hedged += 1
+        log.warning("a worker is ten times slower than usual; another one is asked too")
+        second = asyncio.create_task(spare.lane.call("forward", *arguments))
+        try:
+            won = await first_answer([first, second])
+        except asyncio.CancelledError:
+            first.cancel()
+            second.cancel()
+            self._give_back_after(second, spare)
+            raise
+        if won is second:
+            unit.lane, spare.lane = spare.lane, unit.lane
+        self._give_back_after(first if won is second else second, spare)
+        return won.result()
+
+    async def _spare(self, first: asyncio.Task[Any]) -> Unit | None:
+        """The next idle unit; None if the call ends before there is one."""
+        taking = asyncio.create_task(self.take())
+        try:
+            await asyncio.wait([first, taking], return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                return taking.result()
+        except asyncio.CancelledError:
+            first.cancel()
+            self._stop(taking)
+            raise
+        self._stop(taking)
+        return None
+
+    def _stop(self, taking: asyncio.Task[Unit]) -> None:
+        if not taking.cancel():
+            self.give_back(taking.result())
+
+    def _give_back_after(self, call: asyncio.Task[Any], unit: Unit) -> None:
+        def ended(call: asyncio.Task[Any]) -> None:
+            self._late.discard(call)
+            if not call.cancelled():
+                call.exception()  # seen, though it is nobody's any more
+            self.give_back(unit)
+
+        self._late.add(call)
+        call.add_done_callback(ended)
+
     async def close(self) -> None:
+        for call in self._late:
+            call.cancel()
         await asyncio.gather(*(lane.close() for lane in self._lanes))
 
 

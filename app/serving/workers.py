@@ -128,6 +128,10 @@ class WorkerLane:
             raise reply if isinstance(reply, TweenError) else RuntimeError(f"a worker failed: {reply}")
         raise WorkerLost("two worker processes died or hung while they computed this; is there enough memory?")
 
+    def replace(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
     async def close(self) -> None:
         process = self._process
         self._discard()
