@@ -462,6 +462,7 @@ async def unread_replies(folder: Path) -> list[Outcome]:
     """A hundred callers ask for much and read nothing."""
     callers, bank = 100, pico.write_bank(folder, "bert") / "bank.toml"
     async with pod(bank, REDIS_URL="", TWEEN_WORKERS="0", TWEEN_WRITE_S="3") as service:
+        much = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5
         with contextlib.ExitStack() as stack:
 
             def ask() -> None:
@@ -469,9 +470,7 @@ async def unread_replies(folder: Path) -> list[Outcome]:
                     caller = stack.enter_context(socket.socket())
                     caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                     caller.connect(("127.0.0.1", service.port))
-                    caller.sendall(
-                        b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5
-                    )
+                    caller.sendall(much)
 
             await asyncio.to_thread(ask)
             connection, probes = Connection(service.port), Seen()
