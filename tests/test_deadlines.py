@@ -39,7 +39,7 @@ def test_a_caller_who_hangs_up_frees_his_place_in_the_queue(serve: Callable, spe
     service = serve(spec, batch_tokens=64, queue_ms=60_000)
     batcher = service.app.state.engine.batcher
     url, body = service.client.base_url, json.dumps(BODY).encode()
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection((url.host, url.port)) as caller:
         caller.sendall(head % len(body) + body)
         until(lambda: batcher.waiting_rows > 300)
@@ -53,7 +53,9 @@ def test_a_caller_who_hangs_up_frees_his_place_in_the_queue(serve: Callable, spe
 def test_who_moves_an_alias_and_hangs_up_has_moved_it(serve: Callable, spec: BankSpec) -> None:
     service = serve(spec)
     url, body = service.client.base_url, b'{"recipe": "angry@0.7"}'
-    head = b"PUT /v1/aliases/prod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"PUT /v1/aliases/prod HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
     with socket.create_connection((url.host, url.port)) as caller:
         caller.sendall(head % len(body) + body)
     until(lambda: service.client.get("/v1/aliases/prod").json().get("recipe") == "angry@0.7")
