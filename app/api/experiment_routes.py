@@ -98,13 +98,15 @@ class ExperimentList(BaseModel):
 
 
 class DeletedReply(BaseModel):
-    name: str
-    version: int = Field(description="of the deletion; the next experiment of this name goes on from it")
+    name: str = Field(examples=["tone"])
+    version: int = Field(examples=[4], description="of the deletion; the next experiment of this name goes on from it")
 
 
 class ErasedReply(BaseModel):
-    erased: bool = Field(description="false: nothing was known of it")
-    named: bool = Field(description="`overrides` name it still, which are part of the definition: change that")
+    erased: bool = Field(examples=[True], description="false: nothing was known of it")
+    named: bool = Field(
+        examples=[False], description="`overrides` name it still, which are part of the definition: change that"
+    )
 
 
 class EntryReply(BaseModel):

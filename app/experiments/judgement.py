@@ -62,16 +62,11 @@ def judge(
     units = sum(_units(phases, arm.name) for arm in experiment.shown)
     looks = _looks(experiment.planned_units, by_day, units)
     context = Context(experiment, phases, looks, bandit.decisive(experiment), doses, amendments)
-    # Shares that follow outcomes bend a test of those outcomes, but not one of what harm arms do within a phase.
-    judged = [m for m in experiment.metrics if experiment.mode == "test" or m.role == "guardrail"]
-    metrics = with_holm([compare(context, metric) for metric in judged], amended=bool(amendments))
     ratio = _sample_ratio(experiment, phases)
     arms = [_figures(experiment, phases, arm.name) for arm in experiment.arms]
     since, young = min((p.phase for p in phases), default=1), sum(a.units - a.mature for a in arms if not a.shadow)
     latching = Latching(experiment, latched or {}, now, since, young)
-    metrics = latching.crossings(metrics)
-    if looks and looks[-1] >= 1:
-        metrics = latching.at_end(metrics)
+    metrics = _judged(context, latching)
     outlook = _outlook(experiment, metrics, by_day, units, looks)
     metrics = [_spoken(experiment.control, metric, outlook) for metric in metrics]
     failing = _failures(experiment.control, metrics)
@@ -104,6 +99,16 @@ def judge(
         ],
     )
     return made, latching.fresh if trustworthy else {}
+
+
+def _judged(context: Context, latching: Latching) -> list[MetricReport]:
+    """Each metric that is judged, with what was said of it before."""
+    experiment = context.experiment
+    # Shares that follow outcomes bend a test of those outcomes, but not one of what harm arms do within a phase.
+    judged = [m for m in experiment.metrics if experiment.mode == "test" or m.role == "guardrail"]
+    metrics = with_holm([compare(context, metric) for metric in judged], amended=bool(context.amendments))
+    metrics = latching.crossings(metrics)
+    return latching.at_end(metrics) if context.looks and context.looks[-1] >= 1 else metrics
 
 
 def with_uncounted(made: Report, uncounted: Mapping[str, int]) -> Report:
