@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BadRecipe, TweenError, UnknownAlias, UnknownVariant
+from app.search.line import Line
 from app.weights.automatic import Auto
 from app.weights.recipe import Cookbook
 
@@ -333,3 +334,15 @@ def test_blanks_around_recipes_and_long_ones_are_not_remembered() -> None:
             with pytest.raises(BadRecipe, match="the recipe has 9000 characters"):
                 read("@" + "x" * 8_999)
     assert cookbook._known.cache_info().currsize == 1
+
+
+def test_a_line_is_bounded_too_and_its_refusal_is_short() -> None:
+    for text in (
+        " " * 30_000 + "base",
+        "base+" + "x" * 1_900,
+        "finance@0.1:0.9;temperature=1" + "0" * 1_900,
+        "x" * 9_000,
+    ):
+        with pytest.raises(TweenError) as refused:
+            Line.read(text, Cookbook(["finance"]))
+        assert len(str(refused.value)) < 300

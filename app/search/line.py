@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BadRecipe
-from app.weights.recipe import BASE, MICRO, Cookbook, Recipe
+from app.weights.recipe import BASE, MICRO, Cookbook, Recipe, bounded
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,19 @@ class Line:
     def read(cls, text: str, cookbook: Cookbook) -> Line:
         """`finance` is base to finance, `airline..finance` one variant to another, and any other linear recipe is the
         end of a line from the base. Raises `BadRecipe` or `UnknownVariant`."""
+        text = str(bounded(text))
+        shown = repr(text[:60])
         origin, dots, end = text.partition("..")
         if dots and "@" not in text:
             line = cls(cookbook.read(origin), cookbook.read(end), cookbook)
         else:
             line = cls(cookbook.read(BASE), cookbook.read(text), cookbook)
         if MICRO != line.start.temperature or MICRO != line.end.temperature:
-            raise BadRecipe(f"{text!r} has a temperature, and a line is of weights alone: leave the temperature out")
+            raise BadRecipe(f"{shown} has a temperature, and a line is of weights alone: leave the temperature out")
         if line.start.last or line.end.last:
-            raise BadRecipe(f"{text!r} lets t run over the layers, and a line has the same t in all of them")
+            raise BadRecipe(f"{shown} lets t run over the layers, and a line has the same t in all of them")
         if line.start == line.end:
-            raise BadRecipe(f"{text!r} is no line: both ends are {line.start.text}")
+            raise BadRecipe(f"{shown} is no line: both ends are {line.start.text}")
         return line
 
     @property
