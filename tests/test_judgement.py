@@ -104,7 +104,7 @@ def test_a_guardrail_that_fails_comes_before_the_gain() -> None:
 def test_a_handful_of_units_decides_nothing() -> None:
     found = two((0, 60), (40, 60))
     assert found.metrics[0].comparisons[0].verdict == "too few units"
-    assert found.sentence == "Cannot tell yet: warm has too few units."
+    assert found.sentence == "Cannot tell yet: warm or control has fewer than 100 units."
 
 
 def test_nobody_yet_is_no_error() -> None:

@@ -17,6 +17,10 @@ WIDTH, LEFT, RIGHT, ROW = 980, 170, 150, 46
 
 COLOURS = {"better": "#15803d", "worse": "#b91c1c", "harmless": "#15803d"}
 UNDECIDED = "#5b6878"
+VALID = {
+    "group-sequential": "valid at a look a day, up to the planned end",
+    "confidence sequence": "valid at every look",
+}
 
 
 def page(name: str, found: Report) -> str:
@@ -50,7 +54,7 @@ def _list(sentences: Iterable[str]) -> str:
 def _split(found: Report) -> str:
     if found.sample_ratio is None:
         return "&ndash;"
-    return "off" if found.sample_ratio.alarm else "as configured"
+    return "off" if found.sample_ratio.alarm else "no mismatch shown"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -63,11 +67,12 @@ def _row(cells: Iterable[str], tag: str) -> str:
 
 
 def _arms(found: Report) -> list[list[str]]:
-    rows = [["arm", "share", "units", "window closed", "exposures", "gives the label shown"]]
+    rows = [["arm", "recipe", "share", "units", "window closed", "exposures", "gives the label shown"]]
     for arm in found.arms:
         agreement = "" if arm.agreement is None else f"{100 * arm.agreement:.1f} %"
         share = "shadow" if arm.shadow else f"{100 * arm.share:.4g} %"
-        rows.append([arm.arm, share, f"{arm.units:,}", f"{arm.mature:,}", f"{arm.exposures:,}", agreement])
+        counts = [f"{count:,}" for count in (arm.units, arm.mature, arm.exposures)]
+        rows.append([arm.arm, arm.recipe, share, *counts, agreement])
     return rows
 
 
@@ -76,8 +81,11 @@ def _arms(found: Report) -> list[list[str]]:
 
 def _metric(control: str, metric: MetricReport) -> str:
     about = [metric.role, f"{metric.better} is better"]
-    if metric.variance_removed:
-        about.append(f"covariate removes {100 * metric.variance_removed:.0f} % of the variance")
+    if metric.per:
+        about.insert(0, f"per {metric.per}")
+    if metric.variance_removed is not None:
+        removed = "less than 1" if metric.variance_removed < 0.01 else f"{100 * metric.variance_removed:.0f}"
+        about.append(f"covariate removes {removed} % of the variance")
     drawing = _intervals(metric) + _decisions(metric) if metric.comparisons else ""
     phases = _table(_phases(metric)) if metric.phases else ""
     dose = f'<p class="dose">{_safe(metric.dose.sentence)}</p>' if metric.dose else ""
@@ -108,7 +116,8 @@ def _number(metric: MetricReport, value: float | None, points: bool = False) -> 
 
 def _values(control: str, metric: MetricReport) -> list[list[str]]:
     by_arm = {one.arm: one for one in metric.comparisons}
-    rows = [["arm", "units", "mean", "lift", "valid at every look", "relative", "single look", "p of a single look"]]
+    valid = VALID[metric.comparisons[0].test] if metric.comparisons else "interval"
+    rows = [["arm", "units", "mean", "lift", valid, "relative", "single look", "p of a single look"]]
     for value in metric.arms:
         one = by_arm.get(value.arm)
         rows.append([value.arm, f"{value.units:,}", _number(metric, value.mean), *_lift(control, metric, value, one)])
@@ -171,7 +180,7 @@ def _intervals(metric: MetricReport) -> str:
     test = metric.comparisons[0].test
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
-        f'<p class="about">Bars: {100 * metric.comparisons[0].confidence:.4g} %, {test}, valid at every daily look. '
+        f'<p class="about">Bars: {100 * metric.comparisons[0].confidence:.4g} %, {test}, {VALID[test]}. '
         "Lines inside: the textbook interval for a single look.</p>"
     )
 

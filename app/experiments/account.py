@@ -27,6 +27,7 @@ class Span(_Figures):
 
 class ArmFigures(_Figures):
     arm: str
+    recipe: str = Field(description="what it blends, in canonical text")
     share: float = Field(description="as configured now")
     shadow: bool
     units: int
@@ -61,7 +62,8 @@ class Crossing(_Figures):
 
 
 class Comparison(_Figures):
-    """One arm against control. The interval and the verdict stay valid as the report is looked at daily."""
+    """One arm against control. Interval and verdict stay valid as the report is looked at daily, a group-sequential
+    test's up to the planned end."""
 
     arm: str
     verdict: Verdict
@@ -97,7 +99,9 @@ class DoseReport(_Figures):
 
     best: float
     interval: Span
-    shape: Literal["top inside", "best at an end", "flat"]
+    shape: Literal["top inside", "best at an end", "flat", "flat from", "flat up to"] = Field(
+        description="flat from, flat up to: a plateau, and `best` is where it begins or ends"
+    )
     linear: float
     quadratic: float
     flat_p: float = Field(description="of no dependence on t at all")
@@ -110,6 +114,7 @@ class MetricReport(_Figures):
     role: Literal["primary", "secondary", "guardrail"]
     better: Literal["higher", "lower"]
     unit: Literal["share", "amount"] = Field(description="a share is spoken of in percent and points")
+    per: str | None = Field(None, description="a ratio metric: the count metric that it is divided by")
     decides: bool
     margin: float = Field(description="guardrail: how much worse is tolerated")
     arms: list[ArmValue]

@@ -25,7 +25,7 @@ from app.experiments.contrasts import Cell
 from app.experiments.dose import dose_response
 from app.experiments.experiment import Experiment, Metric
 from app.experiments.multiplicity import holm
-from app.experiments.plain_words import dose_sentence
+from app.experiments.plain_words import ENOUGH, dose_sentence
 from app.experiments.protocol import Amendment
 from app.experiments.sequential import ALPHA, TUNED_FOR, bounds, sequence_critical, sequence_p
 from app.experiments.statistics import (
@@ -43,9 +43,6 @@ from app.experiments.statistics import (
     varied,
 )
 from app.experiments.sums import Moments, PhaseSums
-
-ENOUGH = 100
-"""Units of each arm below which nothing is decided: all tests here rest on the central limit theorem."""
 
 ENOUGH_OF_EACH = 10
 """Units of both arms together with, and without, a binary outcome below which nothing is decided."""
@@ -104,6 +101,7 @@ def compare(context: Context, metric: Metric) -> MetricReport:
         role=metric.role,
         better=metric.better,
         unit="share" if metric.kind == "binary" and metric.per is None else "amount",
+        per=metric.per,
         decides=metric == context.deciding,
         margin=metric.margin,
         arms=[_value(context, metric, arm, plain) for arm in context.arms],
@@ -246,7 +244,7 @@ def _estimates(context: Context, metric: Metric, phase: PhaseSums, covariate: bo
 def _removed(plain: Sequence[ByArm], best: Sequence[ByArm]) -> float | None:
     before = sum(one.squared_error * one.units**2 for by_arm in plain for one in by_arm.values())
     after = sum(one.squared_error * one.units**2 for by_arm in best for one in by_arm.values())
-    return 1 - after / before if before > 0 and after != before else None
+    return max(0.0, 1 - after / before) if before > 0 and after != before else None
 
 
 def _value(context: Context, metric: Metric, arm: str, plain: Sequence[ByArm]) -> ArmValue:

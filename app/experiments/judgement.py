@@ -197,6 +197,7 @@ def _figures(experiment: Experiment, phases: Sequence[PhaseSums], name: str) -> 
     agreement = sum(one.agreements for one in sums) / exposures if arm.shadow and exposures else None
     return ArmFigures(
         arm=name,
+        recipe=str(arm.recipe),
         share=arm.share,
         shadow=arm.shadow,
         units=sum(one.units for one in sums),
@@ -300,20 +301,15 @@ def _warnings(
     found = []
     shown = [arm for arm in arms if not arm.shadow]
     if outlook.fraction is not None and outlook.fraction > OVERRUN:
-        found.append(
-            f"{outlook.units:,} units are more than the {outlook.planned_units:,} that were planned: looks after the "
-            "planned end are not paid for, so the deciding metric keeps what it said then; stop the experiment"
-        )
+        found.append(plain_words.overrun_warning(outlook))
     for metric in metrics:
         found += plain_words.ended_warning(metric)
     with_units = [phase for phase in phases if any(one.units for one in phase.arms.values())]
     if len(with_units) > 1:
-        found.append(
-            f"{len(with_units)} phases with other shares or salts are put together as strata; each is shown apart too"
-        )
+        found.append(plain_words.strata_warning(len(with_units)))
     without = _without_covariate(phases, {arm.arm for arm in shown})
     if without > MANY_WITHOUT and any(metric.variance_removed for metric in metrics):
-        found.append(f"{100 * without:.0f} % of the units have no covariate, so it removes less variance than it could")
+        found.append(plain_words.covariate_warning(without))
     for metric in metrics:
         found += [w for one in metric.comparisons if (w := plain_words.twyman_warning(metric, one))]
     return found

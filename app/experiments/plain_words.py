@@ -8,6 +8,10 @@ from datetime import UTC, datetime
 from app.experiments.account import ArmFigures, BanditArm, Comparison, MetricReport, Outlook, SampleRatio, Span
 from app.experiments.dose import Dose
 from app.experiments.protocol import Amendment
+from app.experiments.report_sentences import say
+
+ENOUGH = 100
+"""Units of each arm below which nothing is decided: all tests here rest on the central limit theorem."""
 
 TOO_GOOD = 0.05
 """A relative gain above this is more often a mistake in counting than a discovery (Twyman's law)."""
@@ -23,40 +27,37 @@ def sentence_of(
 ) -> str:
     """The one sentence; what forbids trust comes first, then harm, then the deciding metric."""
     if not outlook.units:
-        return "No units yet."
+        return say("no units")
     if ratio is not None and ratio.alarm:
         return mismatch_sentence(arms)
     if failures:
         return failures[0]
     if deciding is None:
-        return "No metric decides: name one as primary."
+        return say("nothing decides")
     return metric_sentence(control, deciding, outlook)
 
 
 def mismatch_sentence(arms: Sequence[ArmFigures]) -> str:
     shown = [arm for arm in arms if not arm.shadow]
     counts = ", ".join(f"{arm.arm} {arm.units:,}" for arm in shown)
-    return f"Sample-ratio mismatch: do not trust this experiment; its units ({counts}) are not split as configured."
+    return say("mismatch", counts=counts)
 
 
 def bandit_sentence(arms: Sequence[BanditArm], metric: str) -> str:
     best = max(arms, key=lambda arm: arm.probability_best or 0.0)
     if best.probability_best is None:
-        return "Warming up: shares stay as they are until every arm has enough units whose window has closed."
-    return f"{best.arm} is the best arm for {metric} with a probability of {100 * best.probability_best:.0f} %."
+        return say("warming up")
+    return say("best arm", arm=best.arm, metric=metric, chance=f"{100 * best.probability_best:.0f}")
 
 
 def left_out_warning(arm: str) -> str:
-    return (
-        f"{arm} gets no new units since its guardrail failed; units that drew it keep it until the experiment is "
-        "paused, or another salt, recipe or list of arms draws everybody anew"
-    )
+    return say("left out", arm=arm)
 
 
 def metric_sentence(control: str, metric: MetricReport, outlook: Outlook | None = None) -> str:
     """Each arm against control; the undecided ones are said to be so."""
     if not metric.comparisons:
-        return f"Cannot tell yet: {metric.metric} has too few outcomes."
+        return say("no outcomes", metric=metric.metric)
     if metric.role == "guardrail":
         return _guarded(control, metric)
     decided = [_decided(control, metric, one) for one in metric.comparisons if one.verdict in ("better", "worse")]
@@ -65,14 +66,14 @@ def metric_sentence(control: str, metric: MetricReport, outlook: Outlook | None 
         return _joined(decided)
     wait = _wait(outlook) if outlook else ""
     over = outlook is not None and outlook.fraction is not None and outlook.fraction >= 1
-    opening = "no difference was shown at the planned end" if over else "cannot tell yet"
-    return _joined([*decided, f"{opening}: {', '.join(unclear)}{wait}"])
+    return _joined([*decided, say("over" if over else "undecided", unclear=", ".join(unclear), wait=wait)])
 
 
 def failure_sentence(control: str, metric: MetricReport, one: Comparison) -> str:
-    beyond = f", beyond the margin of {_amount(metric, metric.margin)}" if metric.margin else ""
+    beyond = say("beyond", margin=_amount(metric, metric.margin)) if metric.margin else ""
     worse = _range(metric, _harm(metric, _telling(one)))
-    return f"Guardrail {metric.metric} fails: {one.arm} is worse than {control} by {worse}{beyond}{_shown(one)}."
+    figures = {"arm": one.arm, "control": control, "range": worse, "beyond": beyond, "shown": _shown(one)}
+    return say("failure", metric=_named(metric), **figures)
 
 
 def worse_sentence(control: str, metric: MetricReport, one: Comparison) -> str:
@@ -82,10 +83,8 @@ def worse_sentence(control: str, metric: MetricReport, one: Comparison) -> str:
 def twyman_warning(metric: MetricReport, one: Comparison) -> str | None:
     if one.verdict != "better" or one.relative is None or abs(one.relative) <= TOO_GOOD:
         return None
-    return (
-        f"{one.arm} changes {metric.metric} by {100 * one.relative:+.0f} %: gains above {100 * TOO_GOOD:.0f} % are "
-        "more often mistakes than discoveries, so check exposures, double posts and outcomes by day first"
-    )
+    relative, least = f"{100 * one.relative:+.0f}", f"{100 * TOO_GOOD:.0f}"
+    return say("twyman", arm=one.arm, metric=_named(metric), relative=relative, least=least)
 
 
 UNCOUNTED = {
@@ -102,7 +101,7 @@ def uncounted_warning(uncounted: Mapping[str, int]) -> list[str]:
         return []
     parts = ", ".join(f"{count:,} {UNCOUNTED.get(why, why)}" for why, count in uncounted.items())
     total = sum(uncounted.values())
-    return [f"{total:,} {'outcome counts' if total == 1 else 'outcomes count'} nowhere: {parts}; see docs/ledger.md"]
+    return [say("uncounted", outcomes=f"{total:,} {'outcome counts' if total == 1 else 'outcomes count'}", parts=parts)]
 
 
 def amended_warnings(amendments: Sequence[Amendment]) -> list[str]:
@@ -110,55 +109,54 @@ def amended_warnings(amendments: Sequence[Amendment]) -> list[str]:
     if not amendments:
         return []
     changes = "; ".join(f"{_day(one.at)}: {one.what}" for one in amendments)
-    return [
-        f"since {_day(amendments[0].at)} the confidence sequence decides, because the plan was changed while the "
-        f"experiment ran ({changes})"
-    ]
+    return [say("amended", day=_day(amendments[0].at), changes=changes)]
 
 
 def ended_warning(metric: MetricReport) -> list[str]:
     """That a metric says what it said at the planned end, and whether that may still change."""
     if metric.ended is None:
         return []
-    said = f"{metric.metric} says what it said when the plan was complete, on {_day(metric.ended)}"
-    if metric.windows_open:
-        said += (
-            f"; the windows of {metric.windows_open:,} units were open then, and once they have closed it is looked at "
-            "one last time"
-        )
-    return [said]
+    still_open = say("windows open", units=f"{metric.windows_open:,}") if metric.windows_open else ""
+    return [say("ended", metric=metric.metric, day=_day(metric.ended), open=still_open)]
+
+
+def overrun_warning(outlook: Outlook) -> str:
+    return say("overrun", units=f"{outlook.units:,}", planned=f"{outlook.planned_units:,}")
+
+
+def strata_warning(phases: int) -> str:
+    return say("strata", phases=phases)
+
+
+def covariate_warning(without: float) -> str:
+    return say("no covariate", part=f"{100 * without:.0f}")
 
 
 def dose_sentence(dose: Dose) -> str:
     """Where the best t lies; that a curve is flat, or best at an end, is said instead of a false top."""
-    between = f"between {dose.low:.2f} and {dose.high:.2f} (95 %)"
-    opening = {
-        "top inside": f"the best t is {dose.best:.2f}, {between}",
-        "best at an end": f"the best t that was tried is the end {dose.best:g}; it lies {between}",
-        "flat": f"no dependence on t is shown; the best one may lie {between}",
-    }[dose.shape]
-    misfit = "; a quadratic does not fit these arms" if dose.misfit_p is not None and dose.misfit_p < 0.05 else ""
-    return opening[0].upper() + opening[1:] + ", for a single look" + misfit + "."
+    between = say("dose between", low=f"{dose.low:.2f}", high=f"{dose.high:.2f}")
+    misfit = say("dose misfit") if dose.misfit_p is not None and dose.misfit_p < 0.05 else ""
+    key = {"top inside": "dose top", "best at an end": "dose end"}.get(dose.shape, f"dose {dose.shape}")
+    return say(key, best=f"{dose.best:.2f}", end=f"{dose.best:g}", between=between, misfit=misfit)
 
 
 def _guarded(control: str, metric: MetricReport) -> str:
-    words = {
-        "worse": "fails for",
-        "harmless": "holds for",
-        "undecided": "cannot be told yet for",
-        "too few units": "has too few units of",
-        "too few outcomes": "has too few outcomes of",
-        "better": "holds for",
-    }
-    return f"Guardrail {metric.metric} {', '.join(f'{words[one.verdict]} {one.arm}' for one in metric.comparisons)}."
+    verdicts = ", ".join(say(f"guardrail {one.verdict}", arm=one.arm) for one in metric.comparisons)
+    return say("guardrail", metric=metric.metric, verdicts=verdicts)
 
 
 def _decided(control: str, metric: MetricReport, one: Comparison) -> str:
     if one.verdict == "better":
         gain = _telling(one) if metric.better == "higher" else _negated(_telling(one))
-        return f"{one.arm} beats {control} by {_range(metric, gain)} of {metric.metric}{_shown(one)}"
-    harm = _harm(metric, _telling(one))
-    return f"{one.arm} is worse than {control} by {_range(metric, harm)} of {metric.metric}{_shown(one)}"
+    else:
+        gain = _harm(metric, _telling(one))
+    figures = {"arm": one.arm, "control": control, "range": _range(metric, gain), "shown": _shown(one)}
+    return say(one.verdict, metric=_named(metric), **figures)
+
+
+def _named(metric: MetricReport) -> str:
+    """With what an amount is counted for: a unit, or one of what a ratio metric divides by."""
+    return metric.metric if metric.unit == "share" else f"{metric.metric} per {metric.per or 'unit'}"
 
 
 def _telling(one: Comparison) -> Span:
@@ -167,7 +165,7 @@ def _telling(one: Comparison) -> Span:
 
 
 def _shown(one: Comparison) -> str:
-    return f", as was shown on {_day(one.crossed.at)}" if one.crossed and one.latched else ""
+    return say("shown before", day=_day(one.crossed.at)) if one.crossed and one.latched else ""
 
 
 def _day(at: float) -> str:
@@ -176,23 +174,21 @@ def _day(at: float) -> str:
 
 def _unclear(control: str, metric: MetricReport, one: Comparison) -> str:
     if one.verdict == "too few units":
-        return f"{one.arm} has too few units"
+        return say("few units", arm=one.arm, control=control, least=ENOUGH)
     if one.verdict == "too few outcomes":
-        return f"{one.arm} and {control} have too few outcomes of {metric.metric}"
+        return say("few outcomes", arm=one.arm, control=control, metric=metric.metric)
     low, high = one.interval.low, one.interval.high
     if low >= 0 or high <= 0:  # its own interval leaves out 0, but not after Holm
-        return f"{one.arm} differs from {control} in {metric.metric}, but not beyond doubt among so many comparisons"
+        return say("not after Holm", arm=one.arm, control=control, metric=_named(metric))
     digits = _digits(metric, one.interval)
-    return (
-        f"{one.arm} has between {_amount(metric, -low, digits)} less and {_amount(metric, high, digits)} more "
-        f"{metric.metric} than {control}"
-    )
+    less, more = _amount(metric, -low, digits), _amount(metric, high, digits)
+    return say("between", arm=one.arm, less=less, more=more, metric=_named(metric), control=control)
 
 
 def _wait(outlook: Outlook) -> str:
     if outlook.days_to_go:
         days = "day" if outlook.days_to_go == 1 else "days"
-        return f"; about {outlook.days_to_go} {days} to go"
+        return say("days to go", days=f"{outlook.days_to_go} {days}")
     return ""
 
 

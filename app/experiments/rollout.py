@@ -16,8 +16,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.experiments.comparing import ENOUGH
 from app.experiments.experiment import Experiment
+from app.experiments.plain_words import ENOUGH
 
 OWN = "rollout."
 """What names begin with that the service itself makes."""
