@@ -27,6 +27,7 @@ from app.search.passes import MemoryStore, Passes
 from app.serving.batcher import Batcher
 from app.serving.blends import Weights
 from app.serving.compute import Compute, Machine, ThreadLane, Vector, logits_of
+from app.serving.errands import Errands
 from app.serving.room import did_not_fit
 from app.weights.recipe import Cookbook
 
@@ -149,6 +150,22 @@ def test_weights_that_fail_every_text_fail_those_on_others_not(bank: Bank, rows:
         calls = [scene.batcher.submit([r], broken if i % 2 else scene.weights("angry")) for i, r in enumerate(rows[:8])]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(one, RuntimeError) for one in results] == [False, True] * 4
+
+    with_a_batcher(bank, scenario)
+
+
+def test_a_background_pass_names_the_text_that_fails(bank: Bank, rows: list[Row]) -> None:
+    async def scenario(scene: Scene) -> None:
+        errands = Errands.__new__(Errands)  # what runs a piece needs nothing else
+        operand = scene.weights("angry").operand
+        async with scene.compute.unit() as unit:
+            with pytest.raises(PassFailed, match="one of the texts: the model fails on it"):
+                await errands._forward(unit, [*rows[:3], POISON, *rows[3:6]], operand)
+            scene.classifier.error = RuntimeError("broken")
+            scene.classifier.sizes.clear()
+            with pytest.raises(RuntimeError, match="broken"):
+                await errands._forward(unit, rows[:6], operand)
+            assert scene.classifier.sizes == [6, 1]
 
     with_a_batcher(bank, scenario)
 
