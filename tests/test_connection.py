@@ -381,7 +381,9 @@ def test_who_reads_slowly_gets_all(serve: Callable[..., Service], spec: BankSpec
             received += len(caller.recv(8192))
             time.sleep(0.05)
         while received < 60 * size:
-            received += len(caller.recv(1 << 20))
+            piece = caller.recv(1 << 20)
+            assert piece, "cut, though it was reading"
+            received += len(piece)
     assert "tween_unread_connections_total 0.0" in service.client.get("/metrics").text
 
 
