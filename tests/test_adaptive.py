@@ -55,21 +55,22 @@ def client(serve: Callable[..., Service], with_table: BankSpec) -> httpx.Client:
 
 def test_a_declared_segment_is_looked_up(client: httpx.Client) -> None:
     reply = predict(client, texts=TEXTS, recipe="angry@auto", segment=["mail", "chat", "fax"])
-    assert reply["recipe"] == [
-        "angry@0.2;temperature=1.5",
-        "angry@0.8;temperature=2",
-        "angry@0.5;temperature=1.25",
-    ]
+    assert (reply["recipe"], reply["key"]) == ("angry@auto", None)
+    recipes = [p["recipe"] for p in reply["predictions"]]
+    assert recipes == ["angry@0.2;temperature=1.5", "angry@0.8;temperature=2", "angry@0.5;temperature=1.25"]
     assert [p["t"] for p in reply["predictions"]] == [{"angry": 0.2}, {"angry": 0.8}, {"angry": 0.5}]
     assert [p["chosen_by"] for p in reply["predictions"]] == ["segment", "segment", "pooled"]
     assert [p["segment"] for p in reply["predictions"]] == ["mail", "chat", None]
-    for text, recipe, prediction in zip(TEXTS, reply["recipe"], reply["predictions"], strict=True):
-        (alone,) = predict(client, texts=text, recipe=recipe)["predictions"]
+    for text, recipe, prediction in zip(TEXTS, recipes, reply["predictions"], strict=True):
+        same = predict(client, texts=text, recipe=recipe)
+        (alone,) = same["predictions"]
         assert prediction["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+        assert prediction["key"] == same["key"] and "key" not in alone and "recipe" not in alone
         assert alone["chosen_by"] is None
     assert 'tween_automatic_t_total{by="pooled"} 1.0' in client.get("/metrics").text
     one = predict(client, texts=TEXTS, recipe={"variant": "angry", "t": "auto"}, segment="chat")
-    assert {p["segment"] for p in one["predictions"]} == {"chat"} and len(set(one["key"])) == 1
+    assert {p["segment"] for p in one["predictions"]} == {"chat"} and one["recipe"] == "angry@auto"
+    assert len({p["key"] for p in one["predictions"]}) == 1
 
 
 def test_without_a_segment_t_is_mixed_by_what_the_words_tell(client: httpx.Client) -> None:
@@ -77,7 +78,7 @@ def test_without_a_segment_t_is_mixed_by_what_the_words_tell(client: httpx.Clien
     mail, chat, neither = reply["predictions"]
     assert (mail["segment"], chat["segment"]) == ("mail", "chat")
     assert 0.2 < mail["t"]["angry"] < 0.5 < chat["t"]["angry"] < 0.8
-    assert neither["t"] == {"angry": 0.5} and reply["recipe"][2] == "angry@0.5;temperature=1.73"
+    assert neither["t"] == {"angry": 0.5} and neither["recipe"] == "angry@0.5;temperature=1.73"
     assert {p["chosen_by"] for p in reply["predictions"]} == {"router"}
 
 

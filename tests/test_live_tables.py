@@ -44,7 +44,7 @@ def served(client: httpx.Client) -> str | None:
     """The recipe that mail gets now; None where there is no table."""
     reply = client.post("/v1/predict", json={"texts": "late order", "recipe": "angry@auto", "segment": "mail"})
     assert reply.status_code in (200, 404), reply.text
-    return str(reply.json()["recipe"][0]) if reply.status_code == 200 else None
+    return str(reply.json()["predictions"][0]["recipe"]) if reply.status_code == 200 else None
 
 
 @pytest.fixture
@@ -185,7 +185,8 @@ def test_an_alias_of_an_automatic_t_serves_each_text_by_its_segment(
         until(lambda: served(client) is not None)  # noqa: B023
         for asked in ({"recipe": "@prod"}, {}):
             reply = predict(client, texts=["late order", "hello"], segment=["mail", "fax"], **asked)
-            assert reply["recipe"] == ["angry@0.2;temperature=1.5"] * 2
+            assert reply["recipe"] == "angry@auto"
+            assert [p["recipe"] for p in reply["predictions"]] == ["angry@0.2;temperature=1.5"] * 2
             assert [p["chosen_by"] for p in reply["predictions"]] == ["segment", "pooled"]
     mixed = predict(one, texts=["late", "late"], recipe=["@prod", "base"], segment="mail")
     assert mixed["recipe"] == ["angry@0.2;temperature=1.5", "base"]
@@ -194,7 +195,8 @@ def test_an_alias_of_an_automatic_t_serves_each_text_by_its_segment(
     one.put("/v1/aliases/prod", json={"recipe": "angry@0.4"})
     assert predict(one, texts="late")["recipe"] == "angry@0.4"
     assert one.post("/v1/aliases/prod/rollback").json()["recipe"] == "angry@auto"
-    assert predict(one, texts="late", segment="mail")["recipe"] == ["angry@0.2;temperature=1.5"]
+    (mail,) = predict(one, texts="late", segment="mail")["predictions"]
+    assert mail["recipe"] == "angry@0.2;temperature=1.5"
 
 
 def test_an_arm_may_have_a_t_for_each_text(pod: Callable[[], httpx.Client], bank: Bank) -> None:
@@ -210,7 +212,7 @@ def test_an_arm_may_have_a_t_for_each_text(pod: Callable[[], httpx.Client], bank
     assert client.put("/v1/experiments/each-text", json=body).status_code == 201
     asked = {"recipe": "exp:each-text", "segment": "mail"}
     reply = predict(client, texts=["late order", "hello"], unit="tester", **asked)
-    assert reply["recipe"] == ["angry@0.2;temperature=1.5"] * 2
+    assert [p["recipe"] for p in reply["predictions"]] == ["angry@0.2;temperature=1.5"] * 2
     assert reply["experiment"] == {"name": "each-text", "arm": "each"}
     assert [p["segment"] for p in reply["predictions"]] == ["mail", "mail"]
     assert predict(client, texts="late", unit="other", **asked)["recipe"] == "angry@0.4"
@@ -229,7 +231,8 @@ def test_an_arm_may_have_a_t_for_each_text(pod: Callable[[], httpx.Client], bank
     )
     assert "arm 'each' of experiment 'each-text'" in problem(client.delete("/v1/segments/angry"), 409)
     client.post("/v1/experiments/each-text/promote", json={"arm": "each", "alias": "prod"})
-    assert predict(client, texts="late", segment="mail")["recipe"] == ["angry@0.2;temperature=1.5"]
+    (mail,) = predict(client, texts="late", segment="mail")["predictions"]
+    assert mail["recipe"] == "angry@0.2;temperature=1.5"
 
 
 @pytest.mark.parametrize(("old", "new"), [("angry@0.4", "angry@auto"), ("angry@auto", "angry@0.4")])

@@ -21,6 +21,7 @@ from app.search.dataset import Dataset
 from app.search.local import LocalProvider
 from app.search.passes import MemoryStore, Passes
 from app.search.pooling import pooled_settings
+from app.search.scores import Outcome
 from app.search.segment_texts import SegmentTexts
 from app.search.segmented import Segmented
 from app.search.segments_command import add_segments, run_segments
@@ -84,6 +85,39 @@ def test_a_segment_of_few_texts_leans_on_the_others() -> None:
     assert none.t[3] == pytest.approx(0.3, abs=0.05)
     assert few.t[:3] == pytest.approx([0.28, 0.3, 0.32], abs=0.03)
     assert few.scatter < many.scatter
+
+
+@pytest.mark.parametrize(("texts", "scatter"), [(30, 0.0), (30, 0.2)])
+def test_intervals_of_small_segments_hold_their_t_s(texts: int, scatter: float) -> None:
+    """Where segments say little, the likeliest scatter is none; that they lie at one point for sure does not follow."""
+    provider, ts, temperatures = Synthetic(), np.round(np.linspace(0, 1, 51), 2), np.exp(np.linspace(-1, 1, 17))
+    held, widths = 0, []
+    for seed in range(10):
+        true = np.clip(0.5 + scatter * np.random.default_rng(seed).normal(size=4), 0, 1)
+        losses = []
+        for k, t in enumerate(true):
+            data = drawn(provider, texts, float(t), 1.0, seed=1000 * seed + k)
+            z = np.stack([provider.of(data.texts, at) for at in ts])
+            rows = [Outcome(z / temperature, data.truth).losses.mean(axis=1) for temperature in temperatures]
+            losses.append(np.stack(rows, axis=1))
+        found = pooled_settings(np.array(losses), np.full(4, float(texts)), ts, temperatures)
+        held += ((found.interval[:, 0] <= true + 0.01) & (true - 0.01 <= found.interval[:, 1])).sum()
+        widths.append(found.interval[:, 1] - found.interval[:, 0])
+    assert held >= 33, "of 40, of which 38 are to be expected"
+    assert np.min(widths) > 0.1
+
+
+def test_labels_at_random_leave_a_segment_s_t_open() -> None:
+    rng = np.random.default_rng(0)
+    ts, temperatures = np.round(np.linspace(0, 1, 51), 2), np.exp(np.linspace(0, 2, 17))
+    provider, losses = Synthetic(), []
+    for k in range(3):
+        data = drawn(provider, 30, 0.5, 1.0, seed=k)
+        z = np.stack([provider.of(data.texts, at) for at in ts])
+        labels = rng.integers(0, 3, 30)
+        losses.append(np.stack([Outcome(z / by, labels).losses.mean(axis=1) for by in temperatures], axis=1))
+    found = pooled_settings(np.array(losses), np.full(3, 30.0), ts, temperatures)
+    assert (found.interval[:, 1] - found.interval[:, 0] > 0.5).all()
 
 
 def test_what_segments_gain_is_shown_on_held_out_texts(apart: Segmented, table: SegmentTable, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_several_data_sets_have_roles_and_weights_and_several_variants_are_mixed
     assert (
         "macro-F1" in found["sentence"] and "within 2 points" in found["sentence"] and "95 % sure" in found["sentence"]
     )
-    assert guard["upper"] <= 0.02 + 1e-3 and found["best"]["interval_is"] == "where the best t lies"
+    assert guard["upper"] <= 0.02 + 1e-3 and found["best"]["interval_is"] == "not shown to be worse"
     assert {row["data"] for row in found["baseline"]} >= {"kept"} and found["baseline"][0]["loss"]["value"] > 1
     assert {point["data"] for point in found["curve"]} == {"own", "other", "kept", "all targets"}
     results = service.client.get(f"{url}/results.json").json()

@@ -128,6 +128,10 @@ class PredictionReply(BaseModel):
         None, description="what chose t, where `auto` asked for one; `pooled`: nothing is known of the segment"
     )
     segment: str | None = Field(None, description="the segment whose t was taken, or the likeliest, with `auto`")
+    recipe: str | None = Field(
+        None, exclude_if=lambda value: value is None, description="the recipe that answered it, where `auto` chose one"
+    )
+    key: str | None = Field(None, exclude_if=lambda value: value is None, description="the name of that blend")
     cached: bool = Field(description="remembered: the same input was run on this blend before")
 
 
@@ -149,12 +153,14 @@ class ArmReply(BaseModel):
 class PredictReply(BaseModel):
     predictions: list[PredictionReply]
     recipe: str | list[str] = Field(
-        description="the recipe in its canonical text, of an alias what it points at (a list, if a list was sent, or "
-        "where `auto` chose for a text)",
+        description="the recipe in its canonical text, of an alias what it points at: one text where one recipe was "
+        "sent (`finance@auto` stays that, and each prediction has its own `recipe`); where recipes or units came as a "
+        "list, what answered each text",
         examples=["finance@0.4"],
     )
-    key: str | list[str] = Field(
-        description="the blend's name in every cache", examples=["3b1f0c5e9a7d4e21b6c8d0f2a4e6c8b0"]
+    key: str | list[str] | None = Field(
+        description="the blend's name in every cache; null for one `finance@auto`, where each prediction has its own",
+        examples=["3b1f0c5e9a7d4e21b6c8d0f2a4e6c8b0"],
     )
     source: Literal["memory", "redis", "built", "mixed"] = Field(
         description="where the weights came from; `mixed`: from the members row by row, or from several sources. "
@@ -302,8 +308,8 @@ async def predict(
         )
         many = many or met.many
         arms = _arms(met, many)
-    many = many or any(isinstance(one, Auto) for one in wanted)
-    return _reply(shown, engine.bank.labels, body.top_k, many, arms, choices)
+    automatic = wanted[0].text if not many and isinstance(wanted[0], Auto) else None
+    return _reply(shown, engine.bank.labels, body.top_k, many, arms, choices, automatic)
 
 
 async def predict_directly(request: Request) -> Response:
@@ -423,11 +429,14 @@ def _reply(
     many: bool,
     arms: ArmReply | list[ArmReply | None] | None = None,
     choices: list[Choice] | None = None,
+    automatic: str | None = None,
 ) -> PredictReply:
+    """`automatic` is the one recipe of a call where it is `auto`, which is no blend's."""
     predictions = []
     for index, prediction in enumerate(answer.predictions):
         ranked = sorted(zip(labels, prediction.scores, strict=True), key=lambda pair: -pair[1])
         label, probability = ranked[0]
+        chosen = choices is not None and choices[index].by is not None
         predictions.append(
             PredictionReply(
                 label=label,
@@ -438,14 +447,16 @@ def _reply(
                 truncated=prediction.truncated,
                 chosen_by=choices[index].by if choices else None,
                 segment=choices[index].segment if choices else None,
+                recipe=prediction.recipe.text if chosen else None,
+                key=answer.keys[index] if chosen else None,
                 cached=prediction.cached,
             )
         )
     recipes = [prediction.recipe.text for prediction in answer.predictions]
     return PredictReply(
         predictions=predictions,
-        recipe=recipes if many else recipes[0],
-        key=answer.keys if many else answer.keys[0],
+        recipe=recipes if many else automatic or recipes[0],
+        key=answer.keys if many else None if automatic else answer.keys[0],
         source=answer.source,  # type: ignore[arg-type]  # a tier's name; pydantic checks it
         experiment=arms,
         timings=TimingsReply.model_validate(answer.timings, from_attributes=True),

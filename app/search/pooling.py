@@ -5,6 +5,9 @@ How far they scatter is estimated from all segments together (empirical Bayes, t
 under a weak half-normal prior that keeps the scatter finite where there are few segments). What a segment's texts say
 is the likelihood of their labels itself, exp(-n loss(t, T)) on a grid of t and T, with n the independent groups among
 them, so nothing is taken for a parabola. Each segment gets its posterior mean.
+
+Intervals do not take the common t and the scatter for known: where segments say little, the likeliest scatter is none,
+and all of them would be held for sure to lie at one point. They are of the posterior over all values of both.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from app.search.choice import LEVEL
 
 WIDEST_T, WIDEST_LOG_T = 0.5, 0.5
 """Scales of the priors of the two scatters."""
 NARROWEST = 0.01
+MEANS = np.linspace(0, 1, 21)
+SCATTERS = np.geomspace(NARROWEST, 1.0, 10)
+"""The common t's and scatters that intervals are averaged over."""
 TEMPERATURES = np.exp(np.linspace(-1.2, 1.2, 33))
 """The temperatures looked at, as multiples of the one that fits all texts; steps of 7.5 % cost 0.1 % of the loss."""
 ROUNDS = 400
@@ -81,16 +87,31 @@ def pooled_settings(
     joint = posterior(found)
     evidence = logsumexp(joint, axis=(1, 2))
     share = np.exp(joint - evidence[:, None, None])  # (K, G, H)
-    of_t = share.sum(axis=2)
-    reached = of_t.cumsum(axis=1)
-    ends = [(reached >= edge - 1e-12).argmax(axis=1) for edge in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)]
+    t = share.sum(axis=2) @ ts
+    along = logsumexp(likelihood + _normal(log_t, found[2], float(np.exp(found[3]))), axis=2)
     return Pooled(
-        t=of_t @ ts,
+        t=t,
         temperature=np.exp(share.sum(axis=1) @ log_t),
-        interval=np.stack([ts[end] for end in ends], axis=1),
+        interval=_intervals(along, ts, t),
         scatter=float(np.exp(found[1])),
         evidence=np.asarray(evidence),
     )
+
+
+def _intervals(along: NDArray[np.float64], ts: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where t of each segment lies, (K, 2), from the log likelihoods (K, G) of its labels; `t` (K,) are inside."""
+    weights, shares = [], []
+    for mean in MEANS:
+        for scatter in SCATTERS:
+            joint = along + _normal(ts, mean, scatter)
+            evidence = logsumexp(joint, axis=1)
+            # The scatter's prior is over it and not its log, and the steps of the grid are even in the log.
+            weights.append(evidence.sum() - (scatter / WIDEST_T) ** 2 / 2 + np.log(scatter))
+            shares.append(np.exp(joint - evidence[:, None]))
+    reached = np.tensordot(softmax(weights), np.array(shares), axes=1).cumsum(axis=1)
+    low, high = (ts[(reached >= edge - 1e-12).argmax(axis=1)] for edge in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    served = np.round(t, 2)
+    return np.stack([np.minimum(low, served), np.maximum(high, served)], axis=1)
 
 
 def _normal(grid: NDArray[np.float64], mean: float, scatter: float) -> NDArray[np.float64]:

@@ -12,7 +12,8 @@ from string import Template
 from app.search import across_variants, segmented
 from app.search.by_segment import Gain, SegmentFindings
 from app.search.segments_picture import picture
-from app.serving.segment_table import SegmentTable
+from app.serving.segment_table import SegmentTable, Setting
+from app.weights.arena import BASE
 from app.weights.automatic import AUTO
 
 TEMPLATE = Path(__file__).parent / "segments_report.html"
@@ -46,7 +47,6 @@ def segments_of(found: SegmentFindings, table: SegmentTable) -> list[list[str]]:
     head = ["segment", "texts", "t (95 %)", "T", "log loss", "accuracy", "loss gained (95 %)", "points gained (95 %)"]
     rows = [[*head[:2], *(["variant"] if table.variant == AUTO else []), *head[2:]]]
     for name, setting in [*table.segments.items(), (OTHERS, table.pooled)]:
-        low, high = setting.interval
         gain = found.by_segment.get(name)
         member = []
         if table.variant == AUTO:
@@ -57,12 +57,20 @@ def segments_of(found: SegmentFindings, table: SegmentTable) -> list[list[str]]:
                 name,
                 str(setting.texts),
                 *member,
-                f"{setting.t:.2f} ({low:.2f} to {high:.2f})",
+                _t(setting, table),
                 f"{setting.temperature:.2f}",
                 *(_cells(gain) if gain else [""] * 4),
             ]
         )
     return rows
+
+
+def _t(setting: Setting, table: SegmentTable) -> str:
+    """t with its interval; the base has none, since it lies at 0 whatever the texts say."""
+    if table.member(setting) == BASE:
+        return f"{setting.t:.2f}"
+    low, high = setting.interval
+    return f"{setting.t:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _sure(share: float) -> str:
