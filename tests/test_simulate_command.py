@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Service
+from redis import Redis
 
 from app.__main__ import _parser
 from app.errors import SimulationFailed
@@ -34,7 +35,7 @@ def test_what_customers_cannot_do_is_refused(words: list[str], sentence: str) ->
 
 
 def test_an_experiment_without_a_metric_has_nothing_that_customers_could_do(
-    serve: Callable[..., Service], spec: BankSpec, tmp_path: Path
+    serve: Callable[..., Service], spec: BankSpec, redis: Redis, tmp_path: Path
 ) -> None:
     client = serve(spec, spool=tmp_path).client
     definition = {"control": "mild", "status": "running", "arms": [{"name": "mild", "recipe": "base", "share": 1}]}
