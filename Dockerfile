@@ -54,7 +54,7 @@ WORKDIR /opt/tween/lib
 RUN rm -rf python3*/site-packages/torch/include python3*/site-packages/torch/share python3*/site-packages/pip* \
       python3*/site-packages/pyarrow/include python3*/site-packages/pyarrow/src ../bin/pip* \
     && find . -type d -name tests -prune -exec rm -rf {} + \
-    && python3 -c "import app.main, app.api.tracing, app.search.command, matplotlib.pyplot, optuna, pyarrow.parquet"
+    && python3 -c "import app.main, app.api.telemetry.tracing, app.cli.sweep_command, matplotlib.pyplot, optuna, pyarrow.parquet"
 
 FROM build AS bank
 RUN XDG_CACHE_HOME=/made tween demo --only-build && mv /made/tween/demo-* /bank && chmod -R a+rX /bank

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import __version__
+from app.cli import segments_command
+from app.cli import sweep_command as choosing
+from app.cli.experiment_command import add_experiment
+from app.cli.simulate_command import add_simulate
 from app.errors import BadBank, BadSettings, TweenError
-from app.experiments.experiment_command import add_experiment
-from app.experiments.simulate_command import add_simulate
-from app.search import command as choosing
-from app.search import segments_command
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.cache.sweep_store import SweepStore
     from app.models.bank import BankSpec
-    from app.models.card import PublishedBank
-    from app.search.local import LocalProvider
+    from app.models.bank_manifest import PublishedBank
+    from app.sweep.jobs.sweep_store import SweepStore
+    from app.sweep.logits.local_provider import LocalProvider
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -127,7 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _published(options: argparse.Namespace, settings: Settings) -> PublishedBank:
-    from app.models.card import PublishedBank
+    from app.models.bank_manifest import PublishedBank
 
     if options.base or options.variant or options.bank:
         raise BadBank("--from-redis serves what others have built; give no --bank, --base or --variant with it")
@@ -151,7 +151,7 @@ def _spec(options: argparse.Namespace, settings: Settings) -> BankSpec:
 
 
 def _new_key(options: argparse.Namespace) -> int:
-    from app.api.keys import new_key
+    from app.api.auth.api_keys import new_key
 
     key, entry = new_key(options.name, options.role)
     print(f"The key, which is shown this once:\n\n  {key}\n")
@@ -163,8 +163,8 @@ def _provider(options: argparse.Namespace) -> LocalProvider:
     """The bank for a command that needs logits and serves nobody."""
     import transformers
 
-    from app.ground import storage
-    from app.search.local import LocalProvider
+    from app.bootstrap import storage
+    from app.sweep.logits.local_provider import LocalProvider
 
     settings = Settings.from_environment(os.environ, bank=options.bank)
     if not options.base:
@@ -176,9 +176,9 @@ def _provider(options: argparse.Namespace) -> LocalProvider:
 
 def _sweep_store() -> SweepStore:
     """Where processes that share a sweep keep their logits."""
-    from app.cache.client import connect
-    from app.cache.redis_url import RedisUrl
-    from app.cache.sweep_store import SweepStore
+    from app.cluster.redis_client import connect
+    from app.cluster.redis_url import RedisUrl
+    from app.sweep.jobs.sweep_store import SweepStore
 
     settings = Settings.from_environment(os.environ)
     if settings.redis_url is None:
@@ -189,13 +189,13 @@ def _sweep_store() -> SweepStore:
 def _sweep_worker(options: argparse.Namespace) -> int:
     import asyncio
 
-    from app.api.logs import write_logs
+    from app.api.telemetry.logs import write_logs
 
     settings = Settings.from_environment(os.environ, bank=options.bank)
     if settings.redis_url is None:
         raise BadSettings("a worker needs REDIS_URL, the Redis of the services that it works for")
     try:
-        from app.search.taskiq_runner import work
+        from app.sweep.jobs.taskiq_runner import work
     except ImportError:
         raise BadSettings("workers of sweeps need taskiq (pip install 'tween[taskiq]')") from None
     write_logs(settings.log_level, settings.log_format)
@@ -242,7 +242,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(settings: Settings, spec: BankSpec | PublishedBank) -> int:
-    from app.api.logs import write_logs
+    from app.api.telemetry.logs import write_logs
     from app.main import create_app, create_server
 
     written = write_logs(settings.log_level, settings.log_format)

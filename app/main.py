@@ -23,52 +23,26 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import (
-    access,
     alias_routes,
-    deadlines,
     experiment_routes,
-    metrics,
-    middleware,
-    native,
+    health_routes,
+    openapi,
     outcome_routes,
-    probes,
+    predict_routes,
     problems,
     report_routes,
-    route_table,
-    same_origin,
     segment_routes,
-    specification,
-    spectrum,
+    spectrum_routes,
     sweep_routes,
-    text_log,
-    traffic,
 )
-from app.api.connection import Patience
-from app.api.keys import Keys
-from app.api.limits import Limits
-from app.api.server import Server
-from app.cache.cards import Cards
-from app.cache.client import AnyRedis
-from app.cache.document_store import DocumentStore
-from app.cache.headroom import Headroom
-from app.cache.memory import MemoryTier
-from app.cache.permits import Permits
-from app.cache.predictions import Predictions
-from app.cache.sweep_store import SweepStore
-from app.cache.tiers import Ladder
-from app.errors import BadBank, BadSegments, BadSettings, TweenError
-from app.experiments.bandits import Bandits
-from app.experiments.experiment_file import read_experiments
-from app.experiments.followed import Followed
-from app.experiments.ledger import EventLedger
-from app.experiments.ledger_store import LedgerStore
-from app.experiments.no_ledger import NoLedger
-from app.experiments.rollout_judge import LedgerJudge
-from app.experiments.rollouts import Rollouts
-from app.experiments.running import Experiments
-from app.experiments.spool import Spool, default_folder
-from app.experiments.sticky import Sticky
-from app.ground import (
+from app.api.auth import authorization, route_table, same_origin
+from app.api.auth.api_keys import Keys
+from app.api.auth.rate_limit import Limits
+from app.api.http_server import deadline_middleware, middleware
+from app.api.http_server.drain_server import Server
+from app.api.http_server.http_protocol import Patience
+from app.api.telemetry import metrics, request_metrics, request_text_log
+from app.bootstrap import (
     MIB,
     device_of,
     publish_card,
@@ -80,46 +54,67 @@ from app.ground import (
     storage,
     workers_of,
 )
+from app.cache.bank_manifest_store import Cards
+from app.cache.memory_tier import MemoryTier
+from app.cache.prediction_cache import Predictions
+from app.cache.tiers import Ladder
+from app.cluster.document_store import DocumentStore
+from app.cluster.rate_limit_store import Permits
+from app.cluster.redis_client import AnyRedis
+from app.cluster.redis_headroom import Headroom
+from app.cluster.replicated import CANCEL_SECONDS
+from app.errors import BadBank, BadSegments, BadSettings, TweenError
+from app.experiments.bandit_loop import Bandits
+from app.experiments.events.event_ledger import EventLedger
+from app.experiments.events.ledger_store import LedgerStore
+from app.experiments.events.null_ledger import NoLedger
+from app.experiments.events.spool import Spool, default_folder
+from app.experiments.experiment_file import read_experiments
+from app.experiments.experiment_registry import Experiments
+from app.experiments.known_experiments import Followed
+from app.experiments.rollout_judge import LedgerJudge
+from app.experiments.rollouts import Rollouts
+from app.experiments.sticky_assignment import Sticky
 from app.models.bank import Bank, BankSpec, load_bank
-from app.models.card import PublishedBank
-from app.models.tokens import TextEncoder
-from app.search.jobs import Sweeps
-from app.search.order import Facts
-from app.search.runner import JobRunner, LocalRunner
-from app.serving.adaptive import Adaptive
+from app.models.bank_manifest import PublishedBank
+from app.models.tokenizer import TextEncoder
+from app.segments.segment_registry import LiveTables
+from app.segments.segment_selector import Adaptive
+from app.segments.segment_table import SegmentTable, read_table
 from app.serving.aliases import Aliases
+from app.serving.background_inference import Errands
 from app.serving.batcher import Batcher
-from app.serving.blends import Blends
+from app.serving.blend_provider import Blends
+from app.serving.build_policy import Scheduler, measure
 from app.serving.engine import Engine
-from app.serving.errands import Errands
-from app.serving.following import CANCEL_SECONDS
-from app.serving.live_tables import LiveTables
-from app.serving.scheduler import Scheduler, measure
-from app.serving.segment_table import SegmentTable, read_table
 from app.serving.tokenizing import Tokenizing
-from app.serving.workers import prepare
+from app.serving.worker_process import prepare
 from app.settings import Settings
+from app.sweep.jobs.job_runner import JobRunner, LocalRunner
+from app.sweep.jobs.sweep_manager import Sweeps
+from app.sweep.jobs.sweep_store import SweepStore
+from app.sweep.sweep_order import Facts
 from app.weights import geometry
 from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe
 
 if TYPE_CHECKING:
-    from app.api.tracing import Tracer
+    from app.api.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
 ROUTERS = [
     module.router
     for module in (
-        native,
-        spectrum,
+        predict_routes,
+        spectrum_routes,
         alias_routes,
         sweep_routes,
         experiment_routes,
         segment_routes,
         outcome_routes,
         report_routes,
-        probes,
+        health_routes,
         metrics,
     )
 ]
@@ -169,16 +164,16 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = None
     app.state.draining = False
-    app.state.tally = traffic.Tally()
+    app.state.tally = request_metrics.Tally()
     problems.install(app)
-    specification.install(app)
+    openapi.install(app)
     if settings.log_texts:
         log.warning("TWEEN_LOG_TEXTS: texts of callers stand in the log")
-        app.add_middleware(text_log.TextLog)
-    app.add_middleware(deadlines.Deadlines)
+        app.add_middleware(request_text_log.TextLog)
+    app.add_middleware(deadline_middleware.Deadlines)
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
     if settings.api_keys is not None:
-        app.add_middleware(access.Access, keys=Keys(settings.api_keys), limits=limits)
+        app.add_middleware(authorization.Access, keys=Keys(settings.api_keys), limits=limits)
     else:
         if settings.host not in LOOPBACK:
             log.warning("no TWEEN_API_KEYS: whoever reaches %s may do everything", settings.host)
@@ -187,11 +182,11 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.add_middleware(middleware.Unexpected)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(traffic.Traffic, tally=app.state.tally)
+    app.add_middleware(request_metrics.Traffic, tally=app.state.tally)
     if tracer is not None:
         app.add_middleware(tracer.around)
     app.add_middleware(middleware.RequestId)
-    app.state.routes = route_table.install(app, ROUTERS, native.DIRECT)
+    app.state.routes = route_table.install(app, ROUTERS, predict_routes.DIRECT)
     return app
 
 
@@ -206,7 +201,7 @@ def tracer_of(settings: Settings) -> Tracer | None:
     if settings.otlp_endpoint is None:
         return None
     try:
-        from app.api.tracing import Tracer
+        from app.api.telemetry.tracing import Tracer
     except ImportError:
         log.warning("OTEL_EXPORTER_OTLP_ENDPOINT: no traces, OpenTelemetry is missing (pip install 'tween[otel]')")
         return None
@@ -343,7 +338,7 @@ async def runner_of(
     if settings.redis_url is None or store is None:
         raise BadSettings("TWEEN_SWEEP_RUNNER: taskiq needs REDIS_URL, where pods and workers meet")
     try:
-        from app.search.taskiq_runner import TaskiqRunner, broker_of
+        from app.sweep.jobs.taskiq_runner import TaskiqRunner, broker_of
     except ImportError:
         raise BadSettings("TWEEN_SWEEP_RUNNER: taskiq is not installed (pip install 'tween[taskiq]')") from None
     broker = broker_of(settings.redis_url, settings.redis_namespace)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from app.cache.policy import Mode
+from app.cache.redis_policy import Mode
 from app.client_key import VARIABLE as CALLERS_KEY
 from app.errors import BadSettings
 

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from kept_lines import kept  # noqa: F401  # a fixture for all
 from redis import Redis
 
-from app.cache.private_redis import PrivateRedis, find_server
+from app.cluster.embedded_redis import PrivateRedis, find_server
 from app.main import create_app, create_server
 from app.models.bank import Bank, BankSpec, load_bank
 from app.settings import Settings
@@ -41,8 +41,10 @@ PATIENCE = 10.0
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.path.stem not in IMPATIENT:
-        for name in ("client.TIMEOUT", "client.WHOLE", "client.POOL_TIMEOUT", "chunks.TIMEOUT", "chunks.CHUNK_SECONDS"):
-            monkeypatch.setattr(f"app.cache.{name}", PATIENCE)
+        for name in ("TIMEOUT", "WHOLE", "POOL_TIMEOUT"):
+            monkeypatch.setattr(f"app.cluster.redis_client.{name}", PATIENCE)
+        for name in ("TIMEOUT", "CHUNK_SECONDS"):
+            monkeypatch.setattr(f"app.cache.bulk_transfer.{name}", PATIENCE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

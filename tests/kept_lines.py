@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.api.logs import Json
+from app.api.telemetry.logs import Json
 
 
 class Kept(logging.Handler):

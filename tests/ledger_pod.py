@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from ledgers import NAME, START, TONE, ledger  # noqa: E402
 
-from app.experiments.events import Outcome  # noqa: E402
+from app.experiments.events.event import Outcome  # noqa: E402
 
 
 async def accept(url: str, folder: Path, series: int) -> None:

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from app.cache.client import connect
-from app.cache.headroom import Headroom
-from app.cache.redis_url import RedisUrl
+from app.cluster.redis_client import connect
+from app.cluster.redis_headroom import Headroom
+from app.cluster.redis_url import RedisUrl
 from app.errors import RedisAway
-from app.experiments.events import Outcome
+from app.experiments.events.aggregates import ArmSums, Day, Moments, PhaseSums
+from app.experiments.events.event import Outcome
+from app.experiments.events.event_ledger import EventLedger
+from app.experiments.events.exposure import Exposure
+from app.experiments.events.ledger_store import LedgerStore
+from app.experiments.events.spool import Spool
 from app.experiments.experiment import Experiment
-from app.experiments.exposure import Exposure
-from app.experiments.ledger import EventLedger
-from app.experiments.ledger_store import LedgerStore
-from app.experiments.spool import Spool
-from app.experiments.sums import ArmSums, Day, Moments, PhaseSums
 
 NAME = "tone"
 START = 1_790_000_000.0

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import torch
 
-from app.cache.chunks import Chunks
-from app.cache.client import connect
-from app.cache.policy import Policy
-from app.cache.redis_url import RedisUrl
-from app.cache.shared import RedisTier, Shape
+from app.cache.bulk_transfer import Chunks
+from app.cache.redis_policy import Policy
+from app.cache.redis_tier import RedisTier, Shape
+from app.cluster.redis_client import connect
+from app.cluster.redis_url import RedisUrl
 
 P = 50_000
 KEY = "0" * 32

@@ -16,7 +16,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.cache.private_redis import find_server
+from app.cluster.embedded_redis import find_server
 
 START_SECONDS = 10.0
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from app.experiments import bandit, mismatch
+from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import DAY, Experiment
-from app.experiments.judgement import judge
 from app.experiments.record import Record
-from app.experiments.sums import PhaseSums
+from app.experiments.stats import sample_ratio, thompson
+from app.experiments.stats.report_builder import judge
 from tests.units import FIRST, binary_phase, phase, seconds_after, successes
 
 Floats = NDArray[np.float64]
@@ -119,7 +119,7 @@ def split(share: float, alarm: float, per_day: int = 1_000, days: int = 60, runs
     second = np.random.default_rng(seed).binomial(per_day, share, (runs, days)).cumsum(axis=1)
     units = per_day * np.arange(1, days + 1)
     counts = np.stack([units - second, second], axis=-1)
-    evidence = mismatch.log_mean(mismatch.by_concentration(counts, [0.5, 0.5])) > -np.log(alarm)
+    evidence = sample_ratio.log_mean(sample_ratio.by_concentration(counts, [0.5, 0.5])) > -np.log(alarm)
     pearson = chi2.sf(((counts - units[:, None] / 2) ** 2 / (units[:, None] / 2)).sum(axis=-1), 1) < alarm
     first = np.where(evidence.any(axis=1), evidence.argmax(axis=1) + 1, days)
     return Splits(float(evidence.any(axis=1).mean()), float(pearson.any(axis=1).mean()), float(first.mean()))
@@ -168,7 +168,7 @@ def follow(
         shares = {arm.name: arm.share for arm in tested.arms}
         for day in range(days):
             if day:
-                shares = bandit.next_shares(tested, phases, seconds_after(day), doses, seed=1_000 * run + day)
+                shares = thompson.next_shares(tested, phases, seconds_after(day), doses, seed=1_000 * run + day)
             phases.append(_one_day(random, {n: r + drift(day) for n, r in rates.items()}, shares, per_day, day))
         units = {name: sum(phase.arms[name].units for phase in phases) for name in names}
         best = max(rates.values())
@@ -194,7 +194,7 @@ def _one_day(
 
 
 def _weighted(phases: Sequence[PhaseSums], name: str) -> float:
-    found = bandit.weighted_mean([(phase.arms[name].metrics["bought"], phase.arms[name].units) for phase in phases])
+    found = thompson.weighted_mean([(phase.arms[name].metrics["bought"], phase.arms[name].units) for phase in phases])
     assert found is not None
     return found.value
 

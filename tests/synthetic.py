@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from app.search.dataset import Dataset
-from app.search.line import Line
+from app.sweep.data.dataset import Dataset
+from app.sweep.logits.line import Line
 from app.weights.recipe import Cookbook, Recipe
 
 COOKBOOK = Cookbook(["finance", "airline"])

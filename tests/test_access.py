@@ -14,7 +14,7 @@ import pytest
 from conftest import Service, running
 from servers import server, until
 
-from app.api.keys import Keys, new_key
+from app.api.auth.api_keys import Keys, new_key
 from app.errors import BadSettings
 from app.models.bank import BankSpec
 

@@ -14,19 +14,19 @@ import pytest
 from numpy.typing import NDArray
 from synthetic import COOKBOOK, Synthetic, _normals
 
+from app.cli.segments_command import add_segments, run_segments, variants_to_choose_from
 from app.errors import BadData, UnknownVariant
 from app.models.bank import Bank
-from app.search.across_variants import AcrossVariants, FittedAcross, mixed, shares_of
-from app.search.by_segment import SegmentFindings, judged
-from app.search.curve import Curve
-from app.search.dataset import Dataset
-from app.search.line import Line
-from app.search.local import LocalProvider
-from app.search.passes import MemoryStore, Passes
-from app.search.segment_texts import SegmentTexts
-from app.search.segments_command import add_segments, run_segments, variants_to_choose_from
-from app.search.segments_report import segments_of, text_of, write
-from app.serving.segment_table import Setting, read_table
+from app.segments.fit.evaluate_gain import SegmentFindings, judged
+from app.segments.fit.fit_across_variants import AcrossVariants, FittedAcross, mixed, shares_of
+from app.segments.fit.segment_texts import SegmentTexts
+from app.segments.fit.segments_report import segments_of, text_of, write
+from app.segments.segment_table import Setting, read_table
+from app.sweep.data.dataset import Dataset
+from app.sweep.logits.line import Line
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_curve import Curve
 from app.weights.recipe import Recipe
 
 TEMPERATURE = 1.5

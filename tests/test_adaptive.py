@@ -17,8 +17,8 @@ from test_http import predict, problem
 from app.errors import BadBank
 from app.main import tables_of
 from app.models.bank import Bank, BankSpec
-from app.serving.router import BUCKETS, Router, buckets_of
-from app.serving.segment_table import Entropy, SegmentTable, Setting
+from app.segments.segment_classifier import BUCKETS, Router, buckets_of
+from app.segments.segment_table import Entropy, SegmentTable, Setting
 
 TEXTS = ["the refund came fast, great!", "they never answer. awful", "parcel is late again"]
 

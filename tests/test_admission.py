@@ -18,10 +18,10 @@ from transformers import BertModel
 
 from app.__main__ import _parser
 from app.errors import BadBank, BadData
-from app.models.admission import RECORD, Recorded, digest_of, record_barrier
 from app.models.bank import Bank, BankSpec, load_bank
-from app.models.card import read_card, write_card
+from app.models.bank_manifest import read_card, write_card
 from app.models.checkpoint import Source
+from app.models.variant_checks import RECORD, Recorded, digest_of, record_barrier
 
 
 @pytest.fixture(scope="module")

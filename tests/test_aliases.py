@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.models.bank import BankSpec
 from app.serving import aliases as module
-from app.serving import warmth
+from app.serving import prewarm
 from app.weights.arena import Arena
 from app.weights.methods import METHODS
 
@@ -322,7 +322,7 @@ def test_traffic_during_moves_never_fails_and_never_waits_for_a_build(pod: Calla
 def test_a_pod_that_never_answers_delays_a_move_and_does_not_stop_it(
     pod: Callable[[], httpx.Client], redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warmth, "WARM_SECONDS", 0.3)
+    monkeypatch.setattr(prewarm, "WARM_SECONDS", 0.3)
     client = pod()
     with redis.pubsub() as deaf:
         deaf.subscribe("tween:aliases")
@@ -449,7 +449,7 @@ def test_redis_gone_and_back(serve: Callable[..., Service], spec: BankSpec, tmp_
 def test_a_redis_that_refuses_to_write_moves_nothing(
     serve: Callable[..., Service], spec: BankSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warmth, "WARM_SECONDS", 0.3)
+    monkeypatch.setattr(prewarm, "WARM_SECONDS", 0.3)
     with server(tmp_path) as made, made.client() as redis:
         client = serve(spec, redis_url=made.url).client
         put(client, "prod", "angry@0.4")
@@ -465,7 +465,7 @@ def test_a_redis_that_refuses_to_write_moves_nothing(
 def test_without_redis_aliases_live_in_the_process_and_say_so(
     serve: Callable[..., Service], spec: BankSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.ground.find_server", lambda: None)
+    monkeypatch.setattr("app.bootstrap.find_server", lambda: None)
     client = serve(spec, redis_url=None).client
     assert client.get("/readyz").json()["redis"] == "none"
     made = put(client, "prod", "angry@0.4")

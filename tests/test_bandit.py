@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from app.experiments import bandit
+from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import DAY, Experiment
-from app.experiments.judgement import failing_arms, report
-from app.experiments.sums import PhaseSums
+from app.experiments.stats import thompson
+from app.experiments.stats.report_builder import failing_arms, report
 from tests.simulations import follow
 from tests.units import binary_phase, halves, phase, seconds_after, successes
 
@@ -30,25 +30,25 @@ def sums(units: int = 1_000, days: int = 5) -> list:
 
 
 def test_the_best_arm_gets_most_and_every_arm_its_floor() -> None:
-    shares = bandit.next_shares(experiment(), sums(), seconds_after(9))
+    shares = thompson.next_shares(experiment(), sums(), seconds_after(9))
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["d"] > 0.9 and min(shares.values()) >= bandit.FLOOR
-    fewer = bandit.next_shares(experiment("lower"), sums(), seconds_after(9))
+    assert shares["d"] > 0.9 and min(shares.values()) >= thompson.FLOOR
+    fewer = thompson.next_shares(experiment("lower"), sums(), seconds_after(9))
     assert max(fewer, key=lambda name: fewer[name]) == "a"
 
 
 def test_units_whose_window_is_open_do_not_count() -> None:
     """On day 5 only the first day's units are known, 20 of an arm: too few to start with."""
-    young = bandit.next_shares(experiment(window=4 * DAY), sums(units=100), seconds_after(5))
+    young = thompson.next_shares(experiment(window=4 * DAY), sums(units=100), seconds_after(5))
     assert young == {name: 0.25 for name in RATES}
-    assert bandit.standings(experiment(window=4 * DAY), sums(units=600), seconds_after(5)) is not None
-    assert bandit.standings(experiment(window=4 * DAY), sums(units=600), seconds_after(5) - 1) is None
+    assert thompson.standings(experiment(window=4 * DAY), sums(units=600), seconds_after(5)) is not None
+    assert thompson.standings(experiment(window=4 * DAY), sums(units=600), seconds_after(5) - 1) is None
 
 
 def test_nobody_warms_up_on_one_arm_alone() -> None:
     counts = {"a": (50, 1_000), "b": (60, 1_000), "c": (80, 1_000), "d": (9, 99)}
     phases = [binary_phase(counts, halves(list(RATES)))]
-    assert bandit.standings(experiment(), phases, seconds_after(9)) is None
+    assert thompson.standings(experiment(), phases, seconds_after(9)) is None
 
 
 def test_a_good_week_is_not_credited_to_whoever_had_most_of_it() -> None:
@@ -56,7 +56,7 @@ def test_a_good_week_is_not_credited_to_whoever_had_most_of_it() -> None:
     even = halves(list(RATES))
     poor = binary_phase({"a": (300, 3_000), "b": (300, 3_000), "c": (300, 3_000), "d": (20, 200)}, even)
     good = binary_phase({"a": (60, 200), "b": (60, 200), "c": (60, 200), "d": (900, 3_000)}, even, number=2)
-    found = bandit.standings(experiment(), [poor, good], seconds_after(9))
+    found = thompson.standings(experiment(), [poor, good], seconds_after(9))
     assert found is not None
     assert max(one.probability_best for one in found.values()) < 0.5
 
@@ -121,12 +121,12 @@ def test_guardrails_of_a_bandit_are_judged_within_phases() -> None:
 def test_arms_that_are_left_out_get_nothing_and_others_share_the_rest() -> None:
     phases, doses = sums(), {"a": 0.0, "b": 0.3, "c": 0.6, "d": 0.9}
     for known in (None, doses):
-        shares = bandit.next_shares(experiment(), phases, seconds_after(9), known, left_out={"d"})
+        shares = thompson.next_shares(experiment(), phases, seconds_after(9), known, left_out={"d"})
         assert shares["d"] == 0 and shares["c"] > 0.8 and sum(shares.values()) == pytest.approx(1)
-        assert min(shares["a"], shares["b"]) >= bandit.FLOOR
-    warming = bandit.next_shares(experiment(), sums(units=20), seconds_after(9), left_out={"d"})
+        assert min(shares["a"], shares["b"]) >= thompson.FLOOR
+    warming = thompson.next_shares(experiment(), sums(units=20), seconds_after(9), left_out={"d"})
     assert warming == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3, "d": 0})
-    alone = bandit.next_shares(experiment(), phases, seconds_after(9), doses, left_out={"b", "c", "d"})
+    alone = thompson.next_shares(experiment(), phases, seconds_after(9), doses, left_out={"b", "c", "d"})
     assert alone == {"a": 1, "b": 0, "c": 0, "d": 0}
 
 
@@ -157,7 +157,7 @@ def test_a_bandit_follows_an_arm_that_always_succeeds() -> None:
     """Within each arm nothing varies; the spread between them is what is known."""
     counts = {"a": (0, 1_000), "b": (0, 1_000), "c": (0, 1_000), "d": (1_000, 1_000)}
     phases = [binary_phase(counts, halves(list(RATES)))]
-    assert bandit.next_shares(experiment(), phases, seconds_after(9))["d"] > 0.9
+    assert thompson.next_shares(experiment(), phases, seconds_after(9))["d"] > 0.9
     found = report(experiment(), phases, seconds_after(9)).bandit
     assert found is not None
     for arm in found:

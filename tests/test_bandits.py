@@ -19,11 +19,12 @@ from servers import server, until
 from test_experiments import ARMS, get, met, put
 from test_meetings import Book, predict
 
-from app.experiments import bandit, driving
+from app.experiments import leader_loop
 from app.experiments.assignment import assign
+from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import DAY, Experiment
 from app.experiments.record import Record
-from app.experiments.sums import PhaseSums
+from app.experiments.stats import thompson
 from app.models.bank import BankSpec
 from tests.units import binary_phase, halves
 
@@ -39,8 +40,8 @@ LEASE = "tween:experiments:lease:tone"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driving, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(driving, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(leader_loop, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(leader_loop, "LEASE_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_better_arm_gets_more_traffic_and_units_stay(pods: list[Service]) -> N
     later(pods, 2)
     until(lambda: get(one)["phase"] == get(two)["phase"] == 2 and get(two)["served"] and get(one)["served"])
     moved = shares(one)
-    assert moved["firm"] > 0.9 and moved["mild"] >= bandit.FLOOR and sum(moved.values()) == pytest.approx(1)
+    assert moved["firm"] > 0.9 and moved["mild"] >= thompson.FLOOR and sum(moved.values()) == pytest.approx(1)
     by_hash = {unit: assign("tone", Experiment(**get(one)["definition"]), 2, unit).arm for unit in first}
     assert by_hash != arms, "without a memory some would have moved"
     for client in (one, two):
@@ -217,9 +218,9 @@ def test_arms_along_t_are_a_dose(pods: list[Service]) -> None:
     put(pods[0].client, **body)
     until(lambda: get(pods[0].client)["phase"] == 2)
     definition = Experiment.model_validate(body)
-    curve = bandit.next_shares(definition, phases, time.time() + DAY, ts)
+    curve = thompson.next_shares(definition, phases, time.time() + DAY, ts)
     assert shares(pods[0].client) == pytest.approx(curve)
-    assert curve != pytest.approx(bandit.next_shares(definition, phases, time.time() + DAY), abs=0.02)
+    assert curve != pytest.approx(thompson.next_shares(definition, phases, time.time() + DAY), abs=0.02)
 
 
 def test_people_who_change_the_salt_draw_everybody_anew(pods: list[Service]) -> None:

@@ -17,7 +17,7 @@ from app.errors import BadBank
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier
-from app.models.tokens import TextEncoder
+from app.models.tokenizer import TextEncoder
 
 CPU = torch.device("cpu")
 

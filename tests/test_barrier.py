@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from synthetic import LINE, Synthetic, drawn
 
-from app.search.barrier import barrier
-from app.search.dataset import Dataset
-from app.search.passes import MemoryStore, Passes
-from app.search.scores import METRICS, Outcome
+from app.sweep.data.dataset import Dataset
+from app.sweep.diagnostics.barrier import barrier
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.metrics_of_t import METRICS, Outcome
 from app.weights.recipe import Recipe
 
 

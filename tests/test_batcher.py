@@ -15,12 +15,12 @@ from torch import Tensor
 from app.errors import Overloaded
 from app.models.bank import Bank
 from app.models.classifier import Classifier, Mix
-from app.models.products import Fixed
-from app.models.tokens import Row, TextEncoder
-from app.serving import returning
+from app.models.operands import Fixed
+from app.models.tokenizer import Row, TextEncoder
+from app.serving import coalescing
 from app.serving.batcher import ENOUGH_TOKENS, FEW, TURNS, Batcher
-from app.serving.blends import Weights
-from app.serving.compute import Compute, Machine, ThreadLane, Vector, logits_of
+from app.serving.blend_provider import Weights
+from app.serving.executor import Compute, Machine, ThreadLane, Vector, logits_of
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
@@ -175,7 +175,7 @@ def test_a_storm_does_not_keep_batches_from_being_formed(run: Callable[..., None
 def test_a_batch_waits_for_those_who_usually_come_back_at_once(
     run: Callable[..., None], rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(returning, "LEARNING", 1.0)
+    monkeypatch.setattr(coalescing, "LEARNING", 1.0)
 
     async def scenario(scene: Scene) -> None:
         scene.classifier.seconds = 0.6

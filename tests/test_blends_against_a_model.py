@@ -23,10 +23,10 @@ from servers import Server, server
 from steady import STEADY
 from torch import Tensor
 
-from app.cache import breaker
-from app.cache.memory import MemoryTier
-from app.cache.shared import RedisTier
+from app.cache.memory_tier import MemoryTier
+from app.cache.redis_tier import RedisTier
 from app.cache.tiers import Ladder, Lease
+from app.cluster import circuit_breaker
 
 SLOTS, ROOM = 2, 3
 """Blends that fit into a pod's memory, and into Redis, of four."""
@@ -128,7 +128,7 @@ class Pod:
             return lease.source
 
     def is_leaving_redis_alone(self) -> bool:
-        return any(breaker.is_open for breaker in self.tier.breakers().values())
+        return any(circuit_breaker.is_open for circuit_breaker in self.tier.breakers().values())
 
     async def hold(self, key: str) -> None:
         context = self.lease(key)
@@ -315,7 +315,7 @@ class BlendMachine(RuleBasedStateMachine):
         if not self.is_up:
             self.redis_is_back()
         self.settle()
-        time.sleep(2 * breaker.PROBE_SECONDS)
+        time.sleep(2 * circuit_breaker.PROBE_SECONDS)
         for pod in self.pods:
             while pod.held:
                 self.run(pod.let_go())
@@ -352,7 +352,7 @@ class BlendMachine(RuleBasedStateMachine):
 
 
 def test_blends_on_two_pods_are_what_their_recipes_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breaker, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(circuit_breaker, "PROBE_SECONDS", 0.05)
     with server(tmp_path) as made:
 
         class OnThisServer(BlendMachine):

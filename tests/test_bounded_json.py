@@ -19,10 +19,10 @@ from test_fuzz import complaints
 
 from app.api.bounded_json import MOST_DEPTH, MOST_ENTRIES, MOST_FIELDS, MOST_VALUES, read_bounded
 from app.api.direct import parse_json
-from app.api.native import PredictRequest
 from app.api.outcome_routes import OutcomeBody
+from app.api.predict_routes import PredictRequest
 from app.api.problems import reply_to
-from app.api.spectrum import SpectrumRequest
+from app.api.spectrum_routes import SpectrumRequest
 from app.api.sweep_routes import SweepRequest
 from app.experiments.experiment import Experiment
 from app.models.bank import BankSpec

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from app.cache.breaker import Breaker
+from app.cluster.circuit_breaker import Breaker
 
 
 class World:

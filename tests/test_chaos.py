@@ -30,9 +30,9 @@ from conftest import Service, running
 from redis import Redis
 from servers import Server, line_to, server, until
 
-from app import ground
-from app.cache.chunks import CHUNK_SECONDS, Chunks
-from app.cache.client import WHOLE
+from app import bootstrap
+from app.cache.bulk_transfer import CHUNK_SECONDS, Chunks
+from app.cluster.redis_client import WHOLE
 from app.models.bank import BankSpec
 
 RECIPES = [f"angry@{number / 100}+polite@{0.8 - number / 100}" for number in range(1, 61)]
@@ -174,7 +174,7 @@ def unmixable(tmp_path_factory: pytest.TempPathFactory) -> BankSpec:
 def serving(unmixable: BankSpec, url: str, **settings: object) -> Iterator[Service]:
     """A service with few slots that uses Redis whatever it costs, in chunks small enough for many in a blend."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ground, "Chunks", functools.partial(Chunks, size=20_000))
+        patch.setattr(bootstrap, "Chunks", functools.partial(Chunks, size=20_000))
         usual = {"redis_url": url, "redis_blends": "always", "memory_tier_mib": 1, "prediction_cache": False}
         with running(unmixable, **{**usual, **settings}) as service:
             yield service
@@ -362,7 +362,7 @@ OWNER = """
 import asyncio, sys
 sys.path.insert(0, "tests")
 from pods import pod
-from app.cache.shared import Shape
+from app.cache.redis_tier import Shape
 import torch
 
 url, fingerprint, layout, dtype, size, *keys = sys.argv[1:]

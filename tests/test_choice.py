@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from app.search.choice import (
+from app.sweep.choose_t import (
     PENALTIES,
     best_of_each,
     choose,

@@ -14,10 +14,10 @@ import torch
 from conftest import Service
 from test_command_line import tween
 
+from app.cli.sweep_command import add_sweep, question_of
 from app.errors import TweenError
 from app.models.bank import BankSpec
-from app.search.command import add_sweep, question_of
-from app.search.local import LocalProvider
+from app.sweep.logits.local_provider import LocalProvider
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

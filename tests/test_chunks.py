@@ -14,10 +14,10 @@ import pytest
 import trustme
 from servers import Line, line_to, server
 
-from app.cache import chunks as under_test
-from app.cache.chunks import CalledOff, Chunks
-from app.cache.client import LeftAlone, Unavailable
-from app.cache.redis_url import RedisUrl
+from app.cache import bulk_transfer as under_test
+from app.cache.bulk_transfer import CalledOff, Chunks
+from app.cluster.redis_client import LeftAlone, Unavailable
+from app.cluster.redis_url import RedisUrl
 
 DATA = memoryview(bytearray(range(256)) * 1000)
 NAMES = ["{a}:0", "{a}:1", "{a}:2"]

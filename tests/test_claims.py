@@ -14,10 +14,10 @@ from pods import KEY, KIND, VECTOR, P, fetched, name, with_pods, write
 from redis import Redis
 from torch import Tensor
 
-from app.cache import policy as policies
-from app.cache.memory import MemoryTier
-from app.cache.policy import Policy
-from app.cache.shared import RedisTier
+from app.cache import redis_policy as policies
+from app.cache.memory_tier import MemoryTier
+from app.cache.redis_policy import Policy
+from app.cache.redis_tier import RedisTier
 from app.cache.tiers import Ladder
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertModel
 
-from app.models import packed, products
+from app.models import operands, packed_forward
 from app.models.attention import Grid
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
-from app.models.products import Fixed
-from app.models.tokens import TextEncoder
+from app.models.operands import Fixed
+from app.models.tokenizer import TextEncoder
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
 
@@ -96,8 +96,8 @@ def test_rows_with_a_blend_each_have_the_logits_of_their_built_blends(this_bank:
 
 
 def test_the_bert_family_runs_packed_and_mixes(this_bank: Bank) -> None:
-    packed = this_bank.config.model_type not in ("deberta-v2", "modernbert")
-    assert Classifier(this_bank).mixes is packed
+    packed_forward = this_bank.config.model_type not in ("deberta-v2", "modernbert")
+    assert Classifier(this_bank).mixes is packed_forward
 
 
 def test_a_text_that_spells_out_the_padding_token(this_bank: Bank, architecture: Path) -> None:
@@ -117,7 +117,7 @@ def test_without_onednn_the_answers_are_the_same(bank: Bank, monkeypatch: pytest
     shares = [(0.6, 0.4, 0.0), (0.3, 0.7, 0.0), (0.2, 0.3, 0.5), (0.9, 0.0, 0.1), (0.7, 0.0, 0.3)]
     mixes = [Mix(one) for one in shares]
     before = classifier.logits(bank.arena["angry"], rows), classifier.batch(rows, mixes)
-    monkeypatch.setattr(products, "_ONEDNN", None)
+    monkeypatch.setattr(operands, "_ONEDNN", None)
     after = classifier.logits(bank.arena["angry"], rows), classifier.batch(rows, mixes)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
@@ -176,7 +176,7 @@ def test_the_way_of_a_gpu_gives_the_same_logits(
 ) -> None:
     rows = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS)
     by_runs = Classifier(this_bank).logits(this_bank.arena["angry"], rows)
-    monkeypatch.setattr(packed, "texts_of", Grid)
+    monkeypatch.setattr(packed_forward, "texts_of", Grid)
     in_a_grid = Classifier(this_bank).logits(this_bank.arena["angry"], rows)
     torch.testing.assert_close(in_a_grid, by_runs, rtol=0, atol=1e-5)
 
@@ -214,9 +214,9 @@ def test_batches_have_few_numbers_of_tokens(bank: Bank, monkeypatch: pytest.Monk
 
     def noted(x: torch.Tensor, *rest: object) -> torch.Tensor:
         calls.append(len(x))
-        return products.plain_product(x, *rest)  # type: ignore[arg-type]
+        return operands.plain_product(x, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(products, "product", noted)
+    monkeypatch.setattr(operands, "product", noted)
     classifier, encoder, seen = Classifier(bank), TextEncoder(bank.tokenizer, bank.config, 64), set()
     for count in range(1, 120):
         rows = encoder.encode(["late " * (i % 60) for i in range(count)])

@@ -17,10 +17,10 @@ from pods import KEY, KIND, VECTOR, P, fetched, name, with_pods, write
 from redis import Redis
 from servers import Server, cluster, line_to, server, until, watched
 
-from app.cache.chunks import Chunks
-from app.cache.client import Client, LeftAlone, Unavailable, connect
-from app.cache.redis_url import RedisUrl
-from app.cache.shared import RedisTier
+from app.cache.bulk_transfer import Chunks
+from app.cache.redis_tier import RedisTier
+from app.cluster.redis_client import Client, LeftAlone, Unavailable, connect
+from app.cluster.redis_url import RedisUrl
 from app.models.bank import BankSpec
 
 PASSWORD = "s3cret-canary"

@@ -14,7 +14,7 @@ from conftest import Service, running
 from test_choosing_t import texts_file
 
 from app.__main__ import _parser
-from app.api.keys import new_key
+from app.api.auth.api_keys import new_key
 from app.client_key import VARIABLE, with_key
 from app.errors import BadData, BadExperiment, BadSettings, SimulationFailed
 from app.experiments.simulator import Pods

@@ -22,7 +22,7 @@ from fleet import Absent
 from servers import until
 
 from app import __version__
-from app.api.keys import Keys
+from app.api.auth.api_keys import Keys
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

@@ -19,11 +19,11 @@ from servers import until
 from app.errors import WorkerLost
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
-from app.models.tokens import Row, TextEncoder
-from app.serving import compute as compute_module
-from app.serving import workers
-from app.serving.compute import Compute, Lane, Machine, ThreadLane, Vector, logits_of
-from app.serving.workers import WorkerLane
+from app.models.tokenizer import Row, TextEncoder
+from app.serving import executor as compute_module
+from app.serving import worker_process
+from app.serving.executor import Compute, Lane, Machine, ThreadLane, Vector, logits_of
+from app.serving.worker_process import WorkerLane
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 
@@ -131,7 +131,7 @@ def test_a_worker_that_is_killed_is_replaced_and_asked_again(bank: Bank, rows: l
 def test_a_worker_that_hangs_is_ended_and_another_one_asked(
     bank: Bank, rows: list[Row], monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    monkeypatch.setattr(workers, "HANG_SECONDS", 2.0)
+    monkeypatch.setattr(worker_process, "HANG_SECONDS", 2.0)
 
     async def scenario(compute: Compute, slots: Vectors) -> None:
         lane = lane_of(compute)

@@ -17,7 +17,7 @@ import pytest
 from conftest import Service, running
 from servers import until
 
-from app.api.connection import Together
+from app.api.http_server.http_protocol import Together
 from app.models.bank import BankSpec
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

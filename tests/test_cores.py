@@ -11,8 +11,8 @@ import pytest
 
 from app.models.bank import Bank
 from app.models.classifier import Classifier
-from app.serving.cores import ALLOWED, UNKNOWN, current_core, move_to
-from app.serving.workers import WorkerLane
+from app.serving.cpu_affinity import ALLOWED, UNKNOWN, current_core, move_to
+from app.serving.worker_process import WorkerLane
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says and sets on which core a thread runs")
 
@@ -46,7 +46,7 @@ def test_what_the_system_forbids_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_loop_goes_on_where_the_worker_answered(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     moves: list[int] = []
-    monkeypatch.setattr("app.serving.workers.move_to", moves.append)
+    monkeypatch.setattr("app.serving.worker_process.move_to", moves.append)
 
     async def main() -> None:
         slots = bank.arena.new_slots(1)

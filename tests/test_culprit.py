@@ -21,14 +21,14 @@ from app.errors import DeviceLost, NotFinite, PassFailed
 from app.models.bank import Bank, BankSpec
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
-from app.models.products import Fixed
-from app.models.tokens import Row, TextEncoder
-from app.search.passes import MemoryStore, Passes
+from app.models.operands import Fixed
+from app.models.tokenizer import Row, TextEncoder
+from app.serving.background_inference import Errands
 from app.serving.batcher import Batcher
-from app.serving.blends import Weights
-from app.serving.compute import Compute, Machine, ThreadLane, Vector, logits_of
-from app.serving.errands import Errands
-from app.serving.room import did_not_fit
+from app.serving.blend_provider import Weights
+from app.serving.executor import Compute, Machine, ThreadLane, Vector, logits_of
+from app.serving.memory_limits import did_not_fit
+from app.sweep.logits.logit_cache import MemoryStore, Passes
 from app.weights.recipe import Cookbook
 
 POISON = Row([2, 10**6, 3], [0, 0, 0], truncated=False)

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from app.errors import BadData
-from app.search.dataset import Columns, read_dataset
+from app.sweep.data.dataset import Columns, read_dataset
 
 LABELS = ["negative", "neutral", "positive"]
 ROWS = [(f"text number {i}", LABELS[i % 3]) for i in range(30)]

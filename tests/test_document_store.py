@@ -11,9 +11,9 @@ from redis import Redis
 from redis.asyncio import RedisCluster
 from servers import cluster
 
-from app.cache.client import connect
-from app.cache.document_store import DocumentStore
-from app.cache.redis_url import RedisUrl
+from app.cluster.document_store import DocumentStore
+from app.cluster.redis_client import connect
+from app.cluster.redis_url import RedisUrl
 from app.errors import RedisAway
 
 

@@ -11,7 +11,7 @@ from test_sweep_routes import rows
 
 from app.main import build_engine
 from app.models.bank import BankSpec
-from app.serving import errands
+from app.serving import background_inference
 from app.serving.engine import Engine
 from app.settings import Settings
 
@@ -39,13 +39,13 @@ def test_an_errand_waits_while_anybody_is_served_until_patience_ends(
         alone = await engine.errands.logits(TEXTS, recipe)  # and learns how long a piece takes
         pieces = engine.errands.pieces
         assert pieces > 1
-        monkeypatch.setattr(errands, "PATIENCE", 10**6)
+        monkeypatch.setattr(background_inference, "PATIENCE", 10**6)
         async with engine.compute.unit():  # a caller's; the other one is idle
             waiting = asyncio.create_task(engine.errands.logits(TEXTS, recipe))
             await asyncio.sleep(0.5)
             assert engine.errands.pieces == pieces
         assert await waiting == alone and engine.errands.pieces == 2 * pieces
-        monkeypatch.setattr(errands, "PATIENCE", 1)
+        monkeypatch.setattr(background_inference, "PATIENCE", 1)
         async with engine.compute.unit():
             assert await engine.errands.logits(TEXTS, recipe) == alone
 

@@ -21,10 +21,10 @@ from urllib.request import Request, urlopen
 import pytest
 from servers import free_port, server, until
 
-from app.experiments.account import Report
+from app.cli.simulate_command import table
 from app.experiments.customers import Planted
-from app.experiments.simulate_command import table
 from app.experiments.simulator import Simulation
+from app.experiments.stats.report_schema import Report
 
 ROOT = Path(__file__).parent.parent
 UNITS = int(os.environ.get("UNITS", "2000"))

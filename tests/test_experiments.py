@@ -185,7 +185,7 @@ def test_what_has_stopped_is_archived_and_deleted_everywhere(
 def test_there_is_room_again_where_one_is_archived_or_deleted(
     pod: Callable[..., httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.experiments.running.MAX_EXPERIMENTS", 2)
+    monkeypatch.setattr("app.experiments.experiment_registry.MAX_EXPERIMENTS", 2)
     client = pod()
     for name in ("a", "b"):
         put(client, name)
@@ -349,7 +349,7 @@ def test_a_pod_whose_bank_lacks_an_arm_says_so(
 def test_without_redis_experiments_live_in_the_process_and_say_so(
     serve: Callable[..., Service], spec: BankSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.ground.find_server", lambda: None)
+    monkeypatch.setattr("app.bootstrap.find_server", lambda: None)
     client = serve(spec, redis_url=None).client
     assert not put(client, status="running")["shared"]
     assert met(client, "a")["reason"] == "assigned"

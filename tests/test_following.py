@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from app.cluster.replicated import Following
 from app.serving.alias_history import Alias
-from app.serving.following import Following
 
 
 def test_who_is_late_with_an_older_version_changes_nothing() -> None:

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack
 import pytest
 import torch
 
+from app.bootstrap import start_compute
 from app.errors import BadSettings
-from app.ground import start_compute
 from app.models.bank import BankSpec, load_bank
 from app.settings import Settings
 

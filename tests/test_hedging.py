@@ -16,10 +16,10 @@ from test_compute import pid_of, with_workers
 
 from app.models.bank import Bank, BankSpec
 from app.models.classifier import Classifier
-from app.models.tokens import Row, TextEncoder
-from app.serving.compute import Compute, Unit, Vector, logits_of
+from app.models.tokenizer import Row, TextEncoder
+from app.serving.executor import Compute, Unit, Vector, logits_of
 from app.serving.hedging import FEW, Usual, first_answer
-from app.serving.workers import HANG_SECONDS, WorkerLane
+from app.serving.worker_process import HANG_SECONDS, WorkerLane
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 

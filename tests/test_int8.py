@@ -14,9 +14,9 @@ from app.models import int8
 from app.models.bank import Bank, BankSpec
 from app.models.classifier import Classifier
 from app.models.int8 import Int8Block, Int8Copies, Quantised
-from app.models.products import Fixed, product
-from app.models.tokens import Row, TextEncoder
-from app.serving.compute import Compute, Machine, ThreadLane, Vector, logits_of
+from app.models.operands import Fixed, product
+from app.models.tokenizer import Row, TextEncoder
+from app.serving.executor import Compute, Machine, ThreadLane, Vector, logits_of
 from app.weights.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not int8.int8_is_fast(), reason="this processor has no int8 products (VNNI)")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.experiments import statistics
-from app.experiments.contrasts import Cell
-from app.experiments.dose import Dose, dose_response, doses_of
-from app.experiments.statistics import Estimate
+from app.experiments.stats import estimators
+from app.experiments.stats.dose_response import Dose, dose_response, doses_of
+from app.experiments.stats.estimators import Estimate
+from app.experiments.stats.regression import Cell
 from app.weights.recipe import Cookbook
 from tests.units import moments
 
@@ -17,16 +17,16 @@ CHANCE = 3 * np.sqrt(0.05 * 0.95 / RUNS)
 
 
 def holds(change: Estimate, truth: float) -> bool:
-    return abs(change.value - truth) <= statistics.fixed_critical(change.degrees, 0.05) * change.error
+    return abs(change.value - truth) <= estimators.fixed_critical(change.degrees, 0.05) * change.error
 
 
 def test_of_a_difference_of_means_of_unequal_arms() -> None:
     random = np.random.default_rng(1)
     found = [
         holds(
-            statistics.difference(
-                statistics.mean(moments(random.normal(1.2, 3, 60)), 60),
-                statistics.mean(moments(random.normal(1, 1, 15)), 15),
+            estimators.difference(
+                estimators.mean(moments(random.normal(1.2, 3, 60)), 60),
+                estimators.mean(moments(random.normal(1, 1, 15)), 15),
             ),
             0.2,
         )
@@ -41,13 +41,13 @@ def test_of_a_ratio_of_sums() -> None:
 
     def arm(rate: float) -> Estimate:
         z = 1.0 + random.poisson(3, 400)
-        found = statistics.ratio(moments(random.poisson(rate * z * (1 + z / 10)).astype(float), z), 400)
+        found = estimators.ratio(moments(random.poisson(rate * z * (1 + z / 10)).astype(float), z), 400)
         assert found is not None
         return found
 
     z = 1.0 + random.poisson(3, 2_000_000)
     one = float((z * (1 + z / 10)).sum() / z.sum())
-    found = [holds(statistics.difference(arm(0.5), arm(0.4)), 0.1 * one) for _ in range(RUNS)]
+    found = [holds(estimators.difference(arm(0.5), arm(0.4)), 0.1 * one) for _ in range(RUNS)]
     assert np.mean(found) == pytest.approx(0.95, abs=CHANCE)
 
 
@@ -62,17 +62,17 @@ def test_of_a_difference_after_the_covariate_with_some_of_it_missing() -> None:
 
     found = []
     for _ in range(RUNS):
-        by_arm = statistics.adjusted({"control": arm(0.0), "warm": arm(0.5)})  # type: ignore[dict-item]
+        by_arm = estimators.adjusted({"control": arm(0.0), "warm": arm(0.5)})  # type: ignore[dict-item]
         assert by_arm is not None
-        found.append(holds(statistics.difference(by_arm["warm"], by_arm["control"]), 0.5))
+        found.append(holds(estimators.difference(by_arm["warm"], by_arm["control"]), 0.5))
     assert np.mean(found) == pytest.approx(0.95, abs=CHANCE)
 
 
 def test_a_covariate_that_says_nothing_is_left_alone() -> None:
     y = np.arange(10.0)
-    assert statistics.adjusted({"a": (moments(y), 10), "b": (moments(y), 10)}) is None
+    assert estimators.adjusted({"a": (moments(y), 10), "b": (moments(y), 10)}) is None
     constant = np.full(10, 0.7)
-    assert statistics.adjusted({"a": (moments(y, x=constant), 10), "b": (moments(y, x=constant), 10)}) is None
+    assert estimators.adjusted({"a": (moments(y, x=constant), 10), "b": (moments(y, x=constant), 10)}) is None
 
 
 def test_of_a_relative_lift() -> None:
@@ -82,10 +82,10 @@ def test_of_a_relative_lift() -> None:
     for _ in range(RUNS):
         control = Estimate(random.normal(1, 0.25), 0.25**2, 100)
         arm = Estimate(random.normal(1.5, 0.3), 0.3**2, 100)
-        ends = statistics.relative(arm, control, 1.96)
+        ends = estimators.relative(arm, control, 1.96)
         found.append(ends is None or ends[0] <= 0.5 <= ends[1])
     assert np.mean(found) == pytest.approx(0.95, abs=CHANCE)
-    assert statistics.relative(Estimate(1, 0.01, 9), Estimate(0.1, 0.01, 9), 1.96) is None
+    assert estimators.relative(Estimate(1, 0.01, 9), Estimate(0.1, 0.01, 9), 1.96) is None
 
 
 # -- the best t --------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ import pytest
 from synthetic import LINE, Synthetic, drawn
 
 from app.errors import BadData
-from app.search import journals
-from app.search.evidence import findings
-from app.search.findings import Findings
-from app.search.passes import MemoryStore, Passes
-from app.search.question import Question
-from app.search.sweep import sweep
+from app.sweep.build_result import findings
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.one_line import sweep
+from app.sweep.report import trackers
+from app.sweep.sweep_result import Findings
+from app.sweep.sweep_spec import Question
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def found() -> Findings:
 def test_tensorboard_reads_the_curve_and_the_answer(found: Findings, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    journals.to_tensorboard(found, tmp_path)
+    trackers.to_tensorboard(found, tmp_path)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -68,7 +68,7 @@ def records(path: Path) -> Iterator[Any]:
 def test_an_offline_run_holds_the_curve_and_the_answer_and_nothing_of_the_machine(
     found: Findings, tmp_path: Path
 ) -> None:
-    journals.to_wandb(found, tmp_path / "runs")
+    trackers.to_wandb(found, tmp_path / "runs")
     (path,) = (tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb")
     history: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
@@ -94,8 +94,8 @@ def test_an_offline_run_holds_the_curve_and_the_answer_and_nothing_of_the_machin
 @pytest.mark.parametrize(
     ("module", "write", "sentence"),
     [
-        ("torch.utils.tensorboard", journals.to_tensorboard, r"pip install 'tween\[tensorboard\]'"),
-        ("wandb", journals.to_wandb, r"pip install 'tween\[wandb\]'"),
+        ("torch.utils.tensorboard", trackers.to_tensorboard, r"pip install 'tween\[tensorboard\]'"),
+        ("wandb", trackers.to_wandb, r"pip install 'tween\[wandb\]'"),
     ],
 )
 def test_without_the_extra_one_sentence_says_what_is_missing(

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.experiments import statistics
-from app.experiments.account import Report
+from app.experiments.events.aggregates import ArmSums, PhaseSums
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import failing_guardrails, judge, report, with_uncounted
-from app.experiments.protocol import Amendment
-from app.experiments.sums import ArmSums, PhaseSums
+from app.experiments.stats import estimators
+from app.experiments.stats.protocol import Amendment
+from app.experiments.stats.report_builder import failing_guardrails, judge, report, with_uncounted
+from app.experiments.stats.report_schema import Report
 from app.weights.recipe import Cookbook
 from tests.units import binary_phase, halves, moments, phase, seconds_after
 
@@ -274,7 +274,7 @@ def test_all_of_one_arm_against_none_of_the_other_is_seen(kind: str, per: str | 
 
 def test_a_share_of_0_is_known_about_as_well_as_one_of_1_in_n() -> None:
     """The error neither jumps nor vanishes where the last outcome does."""
-    errors = [statistics.mean(moments(np.arange(500) < count), 500, True).error for count in (0, 1, 499, 500)]
+    errors = [estimators.mean(moments(np.arange(500) < count), 500, True).error for count in (0, 1, 499, 500)]
     assert errors == pytest.approx([1 / 500] * 4, rel=0.01)
 
 

@@ -18,10 +18,10 @@ from redis import Redis
 from servers import Server, cluster, line_to, server
 
 from app.errors import RedisAway, SpoolFull, UnknownMetric
-from app.experiments import ledger as module
-from app.experiments.events import Event, Outcome
-from app.experiments.exposure import Exposure
-from app.experiments.folding import MOST_OUTCOMES
+from app.experiments.events import event_ledger as module
+from app.experiments.events.aggregation import MOST_OUTCOMES
+from app.experiments.events.event import Event, Outcome
+from app.experiments.events.exposure import Exposure
 
 TESTS = Path(__file__).parent
 

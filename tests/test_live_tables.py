@@ -17,13 +17,13 @@ from redis import Redis
 from servers import messages_lost, until
 from test_http import predict, problem
 
+from app.cli.segments_command import add_segments, put_live, run_segments
 from app.errors import BadData, BadSegments
 from app.models.bank import Bank, BankSpec
-from app.search.local import LocalProvider
-from app.search.segments_command import add_segments, put_live, run_segments
-from app.serving import live_tables
-from app.serving.live_tables import LiveTables
-from app.serving.segment_table import SegmentTable, Setting, read_table
+from app.segments import segment_registry
+from app.segments.segment_registry import LiveTables
+from app.segments.segment_table import SegmentTable, Setting, read_table
+from app.sweep.logits.local_provider import LocalProvider
 from app.weights.recipe import Cookbook
 
 
@@ -295,7 +295,7 @@ def test_a_table_that_was_taken_away_is_forgotten_in_the_end(
 ) -> None:
     client = pod()
     put(client, table_at(0.2, bank))
-    monkeypatch.setattr(live_tables, "FORGET_SECONDS", 0)
+    monkeypatch.setattr(segment_registry, "FORGET_SECONDS", 0)
     client.delete("/v1/segments/angry")
     until(lambda: not redis.hexists("tween:segments", "angry"))
 
@@ -303,7 +303,7 @@ def test_a_table_that_was_taken_away_is_forgotten_in_the_end(
 def test_without_a_redis_a_table_lives_in_its_process(
     serve: Callable[..., Service], spec: BankSpec, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.ground.find_server", lambda: None)
+    monkeypatch.setattr("app.bootstrap.find_server", lambda: None)
     client = serve(spec, redis_url=None).client
     assert put(client, table_at(0.2, bank))["shared"] is False
     assert predict(client, texts="late", recipe="angry@auto", segment="mail")["recipe"] == ["angry@0.2;temperature=1.5"]

@@ -21,7 +21,7 @@ import pytest
 from servers import free_port, until
 from test_access import BOSS, BOSS_ENTRY, ENTRY, SHOP, bearer
 
-from app.api.logs import FORMATTERS, REQUEST_ID, Json
+from app.api.telemetry.logs import FORMATTERS, REQUEST_ID, Json
 
 BREAKS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
 """Whatever some reader of lines takes for the end of one."""

@@ -20,8 +20,8 @@ import pytest
 from kept_lines import Kept
 from servers import free_port, until
 
-from app.api import logs
-from app.api.logs import FORMATTERS, REQUEST_ID, Json, Unhurried
+from app.api.telemetry import logs
+from app.api.telemetry.logs import FORMATTERS, REQUEST_ID, Json, Unhurried
 from app.main import meanwhile
 from app.models.bank import BankSpec
 

@@ -15,8 +15,8 @@ from test_aliases import slow_builds
 from test_experiments import ARMS, definition, detail, put, step
 
 from app.experiments.assignment import assign
+from app.experiments.events.exposure import Exposure
 from app.experiments.experiment import Experiment
-from app.experiments.exposure import Exposure
 from app.models.bank import BankSpec
 
 __all__ = ["slow_builds"]

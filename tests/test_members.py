@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from app.models.bank import BankSpec, load_bank
-from app.models.card import read_card, write_card
+from app.models.bank_manifest import read_card, write_card
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier
 from app.models.configuration import FURTHER, OURS, SERVED, config_of, read_config
-from app.models.tokens import TextEncoder
+from app.models.tokenizer import TextEncoder
 
 TEXT = "the refund came late again"
 

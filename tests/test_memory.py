@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from app.cache.memory import MemoryTier
+from app.cache.memory_tier import MemoryTier
 
 
 @pytest.fixture

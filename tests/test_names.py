@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from app.__main__ import main
-from app.api.header_text import header_text
-from app.api.keys import new_key
+from app.api.auth.api_keys import new_key
+from app.api.http_server.header_text import header_text
 from app.errors import BadBank, BadExperiment, BadHeader, UnknownVariant
 from app.experiments.assignment import u
 from app.experiments.experiment import Experiment
 from app.experiments.experiment_file import check_name
 from app.models.bank import BankSpec
 from app.names import MAX_NAME, is_name, nfc
-from app.search.dataset import Columns, dataset_of
-from app.serving.segment_table import table_of
-from app.weights.automatic import Auto, automatic
+from app.segments.segment_table import table_of
+from app.sweep.data.dataset import Columns, dataset_of
+from app.weights.auto_recipe import Auto, automatic
 from app.weights.recipe import RESERVED, Cookbook
 
 SCRIPTS = ["财务", "産品", "ürün", "Ελλάδα", "продажи", "مبيعات", "बिक्री", "ขาย", "한국어", "二〇二六", "v٣", "Zoë_2-b"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from app.experiments import mismatch, multiplicity, power, sequential, statistics
-from app.experiments.contrasts import Cell, dose_rows, fit
-from app.experiments.statistics import Estimate
-from app.experiments.sums import Moments
+from app.experiments.events.aggregates import Moments
+from app.experiments.stats import estimators, multiplicity, power, sample_ratio, sequential_tests
+from app.experiments.stats.estimators import Estimate
+from app.experiments.stats.regression import Cell, dose_rows, fit
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -32,8 +32,8 @@ def arms(numbers: dict[str, Any]) -> dict[str, tuple[Moments, int]]:
 
 def proportions(case: list[int]) -> Estimate:
     control_units, control_sum, arm_units, arm_sum = case
-    arm = statistics.mean(Moments(y=arm_sum, yy=arm_sum), arm_units, binary=True)
-    return statistics.difference(arm, statistics.mean(Moments(y=control_sum, yy=control_sum), control_units, True))
+    arm = estimators.mean(Moments(y=arm_sum, yy=arm_sum), arm_units, binary=True)
+    return estimators.difference(arm, estimators.mean(Moments(y=control_sum, yy=control_sum), control_units, True))
 
 
 def ends(change: Estimate, critical: float) -> list[float]:
@@ -41,7 +41,7 @@ def ends(change: Estimate, critical: float) -> list[float]:
 
 
 def fixed(change: Estimate) -> list[float]:
-    return ends(change, statistics.fixed_critical(change.degrees, 0.05))
+    return ends(change, estimators.fixed_critical(change.degrees, 0.05))
 
 
 def test_every_fixture_names_its_versions() -> None:
@@ -53,22 +53,22 @@ def test_every_fixture_names_its_versions() -> None:
 
 @pytest.mark.parametrize("numbers", [GROWTHBOOK, STATSMODELS], ids=["gbstats", "statsmodels"])
 def test_welch(numbers: dict[str, Any]) -> None:
-    arm, control = (statistics.mean(*arms(numbers)[name]) for name in ("arm", "control"))
-    change = statistics.difference(arm, control)
+    arm, control = (estimators.mean(*arms(numbers)[name]) for name in ("arm", "control"))
+    change = estimators.difference(arm, control)
     assert fixed(change) == pytest.approx(numbers["welch"]["interval"], rel=1e-9)
-    assert statistics.fixed_p(change) == pytest.approx(numbers["welch"]["p"], rel=1e-6)
+    assert estimators.fixed_p(change) == pytest.approx(numbers["welch"]["p"], rel=1e-6)
     assert change.degrees == pytest.approx(STATSMODELS["welch"]["degrees"])
 
 
 def test_a_ratio_metric() -> None:
-    arm, control = (statistics.ratio(*arms(GROWTHBOOK)[name]) for name in ("arm", "control"))
+    arm, control = (estimators.ratio(*arms(GROWTHBOOK)[name]) for name in ("arm", "control"))
     assert arm is not None and control is not None
-    change = statistics.difference(arm, control)
+    change = estimators.difference(arm, control)
     assert fixed(change) == pytest.approx(GROWTHBOOK["ratio"]["interval"], rel=1e-9)
 
 
 def test_the_covariate_is_used_as_regression_uses_it() -> None:
-    found = statistics.adjusted(arms(STATSMODELS))
+    found = estimators.adjusted(arms(STATSMODELS))
     assert found is not None
     assert found["arm"].value - found["control"].value == pytest.approx(STATSMODELS["ancova"]["lift"], rel=1e-9)
 
@@ -76,9 +76,9 @@ def test_the_covariate_is_used_as_regression_uses_it() -> None:
 def test_adjusted_means_have_the_variance_that_cuped_says() -> None:
     both, theta = arms(GROWTHBOOK), GROWTHBOOK["cuped"]["theta"]
     estimates = [
-        statistics._adjusted(moments, units, units, theta, 0.0) for moments, units in (both["arm"], both["control"])
+        estimators._adjusted(moments, units, units, theta, 0.0) for moments, units in (both["arm"], both["control"])
     ]
-    assert fixed(statistics.difference(*estimates)) == pytest.approx(GROWTHBOOK["cuped"]["interval"], rel=1e-9)
+    assert fixed(estimators.difference(*estimates)) == pytest.approx(GROWTHBOOK["cuped"]["interval"], rel=1e-9)
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -93,39 +93,39 @@ def test_two_proportions(index: int) -> None:
 @pytest.mark.parametrize("case", GROWTHBOOK["sequences"], ids=lambda case: f"{case['case']}-{case['tuned_for']}")
 def test_confidence_sequences(case: dict[str, Any]) -> None:
     change = proportions(case["case"])
-    critical = sequential.sequence_critical(change.units, case["tuned_for"])
+    critical = sequential_tests.sequence_critical(change.units, case["tuned_for"])
     assert ends(change, critical) == pytest.approx(case["interval"], rel=1e-9)
-    p = sequential.sequence_p(change.value / change.error, change.units, case["tuned_for"])
+    p = sequential_tests.sequence_p(change.value / change.error, change.units, case["tuned_for"])
     assert p == pytest.approx(case["p"], rel=1e-9)
 
 
 def test_a_sequence_leaves_out_0_exactly_where_its_p_is_alpha() -> None:
-    critical = sequential.sequence_critical(5_000, 20_000)
-    assert sequential.sequence_p(critical, 5_000, 20_000) == pytest.approx(0.05)
+    critical = sequential_tests.sequence_critical(5_000, 20_000)
+    assert sequential_tests.sequence_p(critical, 5_000, 20_000) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("case", SPOTIFY["bounds"], ids=lambda case: f"{len(case['looks'])} looks")
 def test_bounds_are_those_of_another_solver(case: dict[str, Any]) -> None:
     """That one spends alpha f^2; the recursion is the same."""
-    found = sequential.bounds(tuple(case["looks"]), 0.05, lambda f, alpha: alpha * f * f)
+    found = sequential_tests.bounds(tuple(case["looks"]), 0.05, lambda f, alpha: alpha * f * f)
     assert found == pytest.approx(case["bounds"], abs=2e-3)
 
 
 def test_bounds_are_those_of_the_textbook() -> None:
     """Lan-DeMets, O'Brien-Fleming type, five equal looks, alpha = 0.05 two-sided."""
-    found = sequential.bounds((0.2, 0.4, 0.6, 0.8, 1.0))
+    found = sequential_tests.bounds((0.2, 0.4, 0.6, 0.8, 1.0))
     assert found == pytest.approx([4.877, 3.357, 2.680, 2.290, 2.031], abs=1e-3)
 
 
 @pytest.mark.parametrize("case", SAVVI["split"], ids=lambda case: f"{case['counts']}-{case['k']}")
 def test_the_evidence_against_a_split(case: dict[str, Any]) -> None:
-    found = mismatch.log_evidence(case["counts"], case["shares"], case["k"])
+    found = sample_ratio.log_evidence(case["counts"], case["shares"], case["k"])
     assert found == pytest.approx(math.log(case["evidence"]), rel=1e-9)
 
 
 @pytest.mark.parametrize("case", GROWTHBOOK["split"], ids=lambda case: str(case["counts"]))
 def test_the_chi_square_of_a_split(case: dict[str, Any]) -> None:
-    statistic = mismatch.chi_square(case["counts"], case["shares"])
+    statistic = sample_ratio.chi_square(case["counts"], case["shares"])
     assert chi2.sf(statistic, len(case["counts"]) - 1) == pytest.approx(case["p"], rel=1e-9)
 
 

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from app.experiments import power, sequential
+from app.experiments.stats import power, sequential_tests
 from tests.simulations import moved_plan, peek
 
 DAYS, PER_DAY = 30, 500
 LOOKS = tuple(day / DAYS for day in range(1, DAYS + 1))
-GROUP_SEQUENTIAL = sequential.bounds(LOOKS)
-SEQUENCE = [sequential.sequence_critical(2 * PER_DAY * day) for day in range(1, DAYS + 1)]
+GROUP_SEQUENTIAL = sequential_tests.bounds(LOOKS)
+SEQUENCE = [sequential_tests.sequence_critical(2 * PER_DAY * day) for day in range(1, DAYS + 1)]
 CHANCE = 3 * math.sqrt(0.05 * 0.95 / 2_000)
 """What 2,000 runs may stray from 5 % by chance."""
 
@@ -23,13 +23,13 @@ def test_looking_daily_at_a_fixed_test_goes_wrong() -> None:
 
 
 def test_a_group_sequential_test_errs_in_5_of_100() -> None:
-    assert sequential.power(LOOKS, drift=0.0) == pytest.approx(0.05, abs=1e-6)
+    assert sequential_tests.power(LOOKS, drift=0.0) == pytest.approx(0.05, abs=1e-6)
     assert peek(GROUP_SEQUENTIAL, PER_DAY).found == pytest.approx(0.05, abs=CHANCE)
 
 
 def test_a_group_sequential_test_errs_as_often_when_looks_come_unevenly() -> None:
     uneven = (0.02, 0.04, 0.3, 0.31, 0.32, 0.8, 1.0)
-    assert sequential.power(uneven, drift=0.0) == pytest.approx(0.05, abs=1e-5)
+    assert sequential_tests.power(uneven, drift=0.0) == pytest.approx(0.05, abs=1e-5)
 
 
 def test_a_confidence_sequence_errs_in_less_than_5_of_100() -> None:
@@ -61,18 +61,18 @@ def test_the_planned_units_find_the_planned_effect_as_often_as_planned() -> None
 
 
 def test_looking_more_often_takes_more_units() -> None:
-    costs = [sequential.inflation(looks, 0.8) for looks in (1, 5, 20)]
+    costs = [sequential_tests.inflation(looks, 0.8) for looks in (1, 5, 20)]
     assert costs == sorted(costs) and costs[0] == pytest.approx(1, abs=1e-3) and costs[-1] < 1.06
 
 
 def test_what_is_spent_grows_to_alpha_and_no_further() -> None:
-    assert sequential.spent(0) == 0
-    assert sequential.spent(0.5) < 0.006
-    assert sequential.spent(1) == pytest.approx(0.05) == sequential.spent(1.3)
+    assert sequential_tests.spent(0) == 0
+    assert sequential_tests.spent(0.5) < 0.006
+    assert sequential_tests.spent(1) == pytest.approx(0.05) == sequential_tests.spent(1.3)
 
 
 def test_looks_beyond_the_plan_are_the_last_one() -> None:
-    assert sequential.looks_at([0, 0.4, 0.4001, 0.9, 1.2, 1.5]) == (0.4001, 0.9, 1.0)
+    assert sequential_tests.looks_at([0, 0.4, 0.4001, 0.9, 1.2, 1.5]) == (0.4001, 0.9, 1.0)
 
 
 def test_the_detectable_effect_is_the_one_that_the_units_are_for() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.cache.policy import FRESH_SECONDS, LEAST_LIMIT, MOST_PATIENCE, UNKNOWN_PATIENCE, Policy
+from app.cache.redis_policy import FRESH_SECONDS, LEAST_LIMIT, MOST_PATIENCE, UNKNOWN_PATIENCE, Policy
 
 KIND = "linear 2"
 

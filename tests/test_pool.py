@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.search.dataset import Dataset
-from app.search.folds import splits
-from app.search.pool import Pool
+from app.sweep.data.cv_splits import splits
+from app.sweep.data.dataset import Dataset
+from app.sweep.data.weighted_pool import Pool
 
 
 def data(texts: int, groups: int | None = None, order: bool = False, name: str = "own") -> Dataset:

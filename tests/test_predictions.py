@@ -13,10 +13,10 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio import RedisCluster
 from servers import cluster
 
-from app.cache import predictions as module
-from app.cache.client import connect
-from app.cache.predictions import Known, Name, Predictions
-from app.cache.redis_url import RedisUrl
+from app.cache import prediction_cache as module
+from app.cache.prediction_cache import Known, Name, Predictions
+from app.cluster.redis_client import connect
+from app.cluster.redis_url import RedisUrl
 
 LOGITS = struct.pack("<3f", 0.25, -1.5, 3.0)
 OTHERS = struct.pack("<3f", 1.0, 2.0, 3.0)

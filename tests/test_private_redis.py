@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app.cache.private_redis import PrivateRedis, find_server
+from app.cluster.embedded_redis import PrivateRedis, find_server
 
 SCRIPT = """
 import time
-from app.cache.private_redis import PrivateRedis, find_server
+from app.cluster.embedded_redis import PrivateRedis, find_server
 private = PrivateRedis(find_server(), 16)
 print(private.url, flush=True)
 time.sleep(60)

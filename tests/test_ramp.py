@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
-from app.models.tokens import TextEncoder
-from app.weights.depth import depths, stretches
+from app.models.tokenizer import TextEncoder
+from app.weights.layer_depth import depths, stretches
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
 

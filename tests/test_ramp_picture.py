@@ -11,12 +11,12 @@ import pytest
 from matplotlib.collections import QuadMesh
 from synthetic import LINE, Synthetic, drawn
 
-from app.search import ramp_picture, report
-from app.search.evidence import findings
-from app.search.findings import Findings, Place, Ramp, Value
-from app.search.passes import MemoryStore, Passes
-from app.search.question import Question
-from app.search.sweep import sweep
+from app.sweep.build_result import findings
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.one_line import sweep
+from app.sweep.report import ramp_plot, sweep_report
+from app.sweep.sweep_result import Findings, Place, Ramp, Value
+from app.sweep.sweep_spec import Question
 
 TENTHS = [step / 10 for step in range(11)]
 
@@ -54,7 +54,7 @@ def found() -> Findings:
 
 def test_the_first_layer_runs_across_and_the_last_one_up(found: Findings) -> None:
     assert found.ramp is not None
-    surface = ramp_picture._figure(found, found.ramp).axes[0]
+    surface = ramp_plot._figure(found, found.ramp).axes[0]
     assert surface.get_xlabel() == "t in the first layer   (0 is base, 1 is finance)"
     assert surface.get_ylabel() == "t in the last layer"
     [cells] = [drawn for drawn in surface.collections if isinstance(drawn, QuadMesh)]
@@ -69,7 +69,7 @@ def test_the_first_layer_runs_across_and_the_last_one_up(found: Findings) -> Non
 
 @pytest.mark.parametrize(("low", "high"), [(-0.05, 1.4), (0.0, 0.0), (-3.0, 0.2)])
 def test_shades_change_colour_at_zero_and_reach_over_all_values(low: float, high: float) -> None:
-    colors, norm, bounds = ramp_picture._shades(low, high, 0.001)
+    colors, norm, bounds = ramp_plot._shades(low, high, 0.001)
     assert bounds == sorted(bounds) and bounds[0] <= low and high <= bounds[-1] and colors.N == len(bounds) - 1
     better, worse = (colors(norm(value)) for value in (-0.0005, 0.0005))
     assert better[0] > better[2], "the faintest orange"
@@ -77,11 +77,11 @@ def test_shades_change_colour_at_zero_and_reach_over_all_values(low: float, high
 
 
 def test_the_folder_and_the_page_have_the_picture_as_long_as_there_is_a_ramp(found: Findings, tmp_path: Path) -> None:
-    report.write(found, tmp_path)
+    sweep_report.write(found, tmp_path)
     assert (tmp_path / "ramp.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "ramp.svg").getroot().tag.endswith("svg")
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 3 and "One t in the first layer, another in the last" in page
     assert "<h1>finance@0.2:0.9 <span>at temperature 1.30<" in page and "to expect on new texts, with one t<" in page
-    report.write(replace(found, ramp=None), tmp_path)
+    sweep_report.write(replace(found, ramp=None), tmp_path)
     assert not list(tmp_path.glob("ramp.*")) and (tmp_path / "report.html").read_text().count("<svg") == 2

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from synthetic import LINE, Synthetic, drawn
 
 from app.errors import BadData
-from app.search.dataset import Dataset
-from app.search.findings import Findings
-from app.search.line import Line
-from app.search.passes import MemoryStore, Passes
-from app.search.question import Guard, Question
-from app.search.ramps import NODES, ROUNDS, swept
+from app.sweep.data.dataset import Dataset
+from app.sweep.layer_ramp import NODES, ROUNDS, swept
+from app.sweep.logits.line import Line
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.sweep_result import Findings
+from app.sweep.sweep_spec import Guard, Question
 from app.weights.recipe import Cookbook, Recipe
 
 COOKBOOK = Cookbook(["finance", "airline"])

@@ -14,18 +14,18 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from app.api.bounded_json import read_bounded
-from app.api.deadlines import read as read_deadline
-from app.api.middleware import SANE_ID
+from app.api.http_server.deadline_middleware import read as read_deadline
+from app.api.http_server.middleware import SANE_ID
 from app.errors import TweenError
 from app.experiments.assignment import check_unit
 from app.experiments.experiment import Experiment
 from app.experiments.experiment_file import check_name
-from app.search.dataset import Columns, dataset_of
-from app.search.line import Line
-from app.search.order import Given
-from app.serving.router import buckets_of
-from app.serving.segment_table import table_of
-from app.weights.automatic import automatic
+from app.segments.segment_classifier import buckets_of
+from app.segments.segment_table import table_of
+from app.sweep.data.dataset import Columns, dataset_of
+from app.sweep.logits.line import Line
+from app.sweep.sweep_order import Given
+from app.weights.auto_recipe import automatic
 from app.weights.recipe import NUMBER, Cookbook
 
 COOKBOOK = Cookbook(["angry", "polite"])

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BadRecipe, TweenError, UnknownAlias, UnknownVariant
-from app.search.line import Line
-from app.weights.automatic import Auto
+from app.sweep.logits.line import Line
+from app.weights.auto_recipe import Auto
 from app.weights.recipe import Cookbook
 
 COOKBOOK = Cookbook(["airline", "finance"])

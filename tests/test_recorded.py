@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from app.errors import OutOfMemory
-from app.models import packed, recorded
+from app.models import cuda_graphs, packed_forward
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
-from app.models.products import Blended, Fixed, Operands
-from app.models.recorded import Recordings, Replay, Shape, shape_for
-from app.models.tokens import Row, TextEncoder
-from app.serving.compute import Compute, Machine, Place, ThreadLane
+from app.models.cuda_graphs import Recordings, Replay, Shape, shape_for
+from app.models.operands import Blended, Fixed, Operands
+from app.models.tokenizer import Row, TextEncoder
+from app.serving.executor import Compute, Machine, Place, ThreadLane
 from app.weights import arena
 from app.weights.methods import METHODS
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_recorded_is_run_and_told_until_no_more_is_tried(
     bank: Bank,
     plain: Classifier,
     rows: list[Row],
-    recorder: recorded.Recorder,
+    recorder: cuda_graphs.Recorder,
     why: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -178,7 +178,7 @@ def test_what_cannot_be_recorded_is_run_and_told_until_no_more_is_tried(
             vector = classifier.arena[name]
             agree(classifier.logits(vector, rows[:count]), plain.logits(vector, rows[:count]))
     told = [record.getMessage() for record in caplog.records]
-    assert recordings.replayed == 0 and len(told) == recorded.FAILURES and all(why in line for line in told)
+    assert recordings.replayed == 0 and len(told) == cuda_graphs.FAILURES and all(why in line for line in told)
     assert "this one is not used" in told[0] and "none will be used any more" in told[-1]
 
 
@@ -225,8 +225,8 @@ def test_small_passes_are_padded_only_where_they_are_recorded(
     taped: Taped, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     laid_out = []
-    lay_out = packed.lay_out
-    monkeypatch.setattr(packed, "lay_out", lambda *given: (laid_out.append(given), lay_out(*given))[1])
+    lay_out = packed_forward.lay_out
+    monkeypatch.setattr(packed_forward, "lay_out", lambda *given: (laid_out.append(given), lay_out(*given))[1])
     classifier, recordings, _ = taped
     for so_far in (0, 1, 2):  # the second of a kind is recorded, the third replayed
         classifier.logits(classifier.arena["angry"], rows[:2])
@@ -241,8 +241,8 @@ def test_a_new_recording_takes_the_place_of_one_that_was_not_used_for_long(
     taped: Taped, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, recordings, tape = taped
-    monkeypatch.setattr(recorded, "ROOM", 1)
-    monkeypatch.setattr(recorded, "STALE", 6)
+    monkeypatch.setattr(cuda_graphs, "ROOM", 1)
+    monkeypatch.setattr(cuda_graphs, "STALE", 6)
 
     def replayed(*names: str) -> int:
         before = recordings.replayed
@@ -267,7 +267,7 @@ def test_a_recorded_pass_neither_waits_for_its_device_nor_copies_from_the_host(b
     def run(cells: Tensor, shares: Tensor, members: list[Fixed]) -> Tensor:
         partials = {one.start: one for one in bank.arena.partials}
         operands: Operands = Blended(members, partials, shares, (0, 1)) if mixed else members[1]
-        return packed.forward(family, operands, packed.on_board(cells, *shape)).float()
+        return packed_forward.forward(family, operands, packed_forward.on_board(cells, *shape)).float()
 
     try:
         with torch.device("meta"), torch.inference_mode():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from redis.connection import SSLConnection, parse_url
 
-from app.cache.redis_url import RedisUrl
+from app.cluster.redis_url import RedisUrl
 from app.errors import BadSettings
 
 

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 
 from app.errors import BadBank, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
-from app.models.card import PublishedBank, read_card, write_card
+from app.models.bank_manifest import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
-from app.models.tokens import TextEncoder
+from app.models.tokenizer import TextEncoder
 from app.weights.recipe import Recipe
 
 Serve = Callable[..., Service]
@@ -287,7 +287,7 @@ def test_what_is_in_memory_goes_on_without_redis(spec: BankSpec, own_redis: Serv
 def test_a_card_that_redis_has_lost_comes_back(
     serve: Serve, spec: BankSpec, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.cache.cards.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("app.cache.bank_manifest_store.LOOK_SECONDS", 0.05)
     builder = serve(spec, **FEW)
     until(lambda: redis.get("tween:bank:1:current"))
     redis.flushall()
@@ -299,7 +299,7 @@ def test_a_card_that_redis_has_lost_comes_back(
 def test_a_second_bank_is_the_current_one_and_the_first_stays_there(
     serve: Serve, spec: BankSpec, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.cache.cards.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("app.cache.bank_manifest_store.LOOK_SECONDS", 0.05)
     first = serve(spec, **FEW).client.get("/v1/bank").json()["fingerprint"]
     until(lambda: redis.get("tween:bank:1:current"))
     second = serve(BankSpec(spec.base), **FEW).client.get("/v1/bank").json()["fingerprint"]

@@ -16,12 +16,13 @@ import pytest
 from synthetic import LINE, Synthetic, drawn
 
 from app.errors import BadData
-from app.search import report, sweep_process
-from app.search.evidence import findings
-from app.search.findings import Findings
-from app.search.passes import MemoryStore, Passes
-from app.search.question import Guard, Question
-from app.search.sweep import sweep
+from app.sweep.build_result import findings
+from app.sweep.jobs import sweep_process
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.one_line import sweep
+from app.sweep.report import sweep_report
+from app.sweep.sweep_result import Findings
+from app.sweep.sweep_spec import Guard, Question
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def found() -> Findings:
 @pytest.fixture(scope="module")
 def folder(found: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("report") / "deep" / "sweep"
-    report.write(found, place)
+    sweep_report.write(found, place)
     return place
 
 
@@ -99,7 +100,7 @@ def test_the_page_needs_no_other_file_and_shows_names_as_text(found: Findings, f
 
 
 def test_the_terminal_gets_a_table_and_the_sentence(found: Findings) -> None:
-    text = report.text_of(found)
+    text = sweep_report.text_of(found)
     assert found.sentence in text
     assert text.splitlines()[0].split("  ")[0] == "blend" and "base" in text and found.best.recipe in text
 
@@ -109,7 +110,7 @@ def test_a_sweep_without_matplotlib_says_what_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BadData, match=r"pictures need matplotlib \(pip install 'tween\[sweep\]'\)"):
-        report.write(found, tmp_path)
+        sweep_report.write(found, tmp_path)
     assert (tmp_path / "results.json").is_file(), "what was computed is not lost"
 
 

@@ -13,10 +13,10 @@ from fastapi.testclient import TestClient
 
 from app.api import problems, report_routes
 from app.errors import RedisAway
-from app.experiments.account import Report
+from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import Experiment
-from app.experiments.protocol import Amendment
-from app.experiments.sums import PhaseSums
+from app.experiments.stats.protocol import Amendment
+from app.experiments.stats.report_schema import Report
 from app.weights.recipe import Cookbook
 from tests.units import binary_phase, halves
 

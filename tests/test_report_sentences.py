@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api.report_page import page
-from app.experiments import dose, judgement, plain_words
-from app.experiments.account import Report
+from app.api.page.experiment_page import page
+from app.experiments.events.aggregates import Moments
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import judge, report, with_uncounted
-from app.experiments.protocol import Amendment
-from app.experiments.report_sentences import SENTENCES
-from app.experiments.sums import Moments
+from app.experiments.stats import dose_response, report_builder, report_summary
+from app.experiments.stats.protocol import Amendment
+from app.experiments.stats.report_builder import judge, report, with_uncounted
+from app.experiments.stats.report_schema import Report
+from app.experiments.stats.report_sentences import SENTENCES
 from app.weights.recipe import Cookbook
 from tests.units import binary_phase, halves, moments, phase, seconds_after
 
@@ -172,7 +172,7 @@ def test_each_sentence_of_the_table_is_made_from_data(key: str) -> None:
 
 
 def test_no_sentence_is_written_outside_the_table() -> None:
-    for module in (plain_words, judgement, dose):
+    for module in (report_summary, report_builder, dose_response):
         tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
         spoken = {
             id(part)
@@ -182,7 +182,7 @@ def test_no_sentence_is_written_outside_the_table() -> None:
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) in spoken:
-                known = node.value in SENTENCES or node.value in plain_words.UNCOUNTED.values()
+                known = node.value in SENTENCES or node.value in report_summary.UNCOUNTED.values()
                 assert known or len(node.value.split()) < 5, node.value
 
 
@@ -207,7 +207,11 @@ def test_a_covariate_that_explains_nothing_is_not_said_to_remove_less_than_nothi
 
 
 def test_a_plateau_is_told_by_where_it_begins() -> None:
-    dose = along(1000, 1300, 1305, 1295, 1300, 1298).metrics[0].dose
-    assert dose is not None and dose.shape == "flat from" and dose.best == pytest.approx(0.2, abs=0.05)
-    assert dose.interval.low <= dose.best <= dose.interval.high
-    assert dose.sentence.startswith("Flat from about t = 0.2")
+    dose_response = along(1000, 1300, 1305, 1295, 1300, 1298).metrics[0].dose
+    assert (
+        dose_response is not None
+        and dose_response.shape == "flat from"
+        and dose_response.best == pytest.approx(0.2, abs=0.05)
+    )
+    assert dose_response.interval.low <= dose_response.best <= dose_response.interval.high
+    assert dose_response.sentence.startswith("Flat from about t = 0.2")

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from app.serving.returning import LIKELY, SHARE, Returning
+from app.serving.coalescing import LIKELY, SHARE, Returning
 
 PASS = 0.1
 WINDOW = SHARE * PASS

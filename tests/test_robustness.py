@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.models.bank import BankSpec
-from app.search.dataset import Dataset
-from app.search.line import Line
-from app.search.local import LocalProvider
-from app.search.passes import MemoryStore, Passes
-from app.search.perturbations import PERTURBATIONS, dropped_word, perturbed, spaces, typos
-from app.search.robustness import ATTACK, robustness
-from app.search.whitebox import FastGradient
+from app.sweep.data.dataset import Dataset
+from app.sweep.diagnostics.fgsm import FastGradient
+from app.sweep.diagnostics.perturbations import PERTURBATIONS, dropped_word, perturbed, spaces, typos
+from app.sweep.diagnostics.robustness import ATTACK, robustness
+from app.sweep.logits.line import Line
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import MemoryStore, Passes
 
 TEXT = "The parcel came late, and nobody at the service desk could tell me why."
 

@@ -18,8 +18,8 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 from test_access import BOSS, BOSS_ENTRY, ENTRY, SHOP, bearer
 
-from app.api import route_table
-from app.api.route_table import RouteTable
+from app.api.auth import route_table
+from app.api.auth.route_table import RouteTable
 from app.main import ROUTERS
 from app.models.bank import BankSpec
 

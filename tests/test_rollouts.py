@@ -19,9 +19,9 @@ from test_experiments import detail, get, put, step
 from test_meetings import Book, predict
 
 from app.errors import RedisAway
-from app.experiments import driving
-from app.experiments.exposure import Exposure
-from app.experiments.ledger import EventLedger
+from app.experiments import leader_loop
+from app.experiments.events.event_ledger import EventLedger
+from app.experiments.events.exposure import Exposure
 from app.experiments.rollout import Evidence, Plan
 from app.models.bank import BankSpec
 
@@ -57,8 +57,8 @@ class Guard:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driving, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(driving, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(leader_loop, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(leader_loop, "LEASE_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -375,7 +375,7 @@ def test_outcomes_that_are_worse_roll_back_what_goes_well_stays(
 
     post(lambda i, recipe: i % 5 == 0)  # as seldom in both arms
     until(lambda: all(counted()))
-    time.sleep(3 * driving.LOOK_SECONDS)
+    time.sleep(3 * leader_loop.LOOK_SECONDS)
     assert rollout(client)["outcome"] == "going"
     post(lambda i, recipe: recipe == OLD)  # from now on by nobody who meets the new recipe
     until(lambda: rollout(client)["outcome"] == "rolled back")

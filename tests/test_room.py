@@ -18,12 +18,12 @@ from conftest import Service
 from app.errors import OutOfMemory, WorkerLost
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
-from app.models.tokens import Row, TextEncoder
+from app.models.tokenizer import Row, TextEncoder
 from app.serving.batcher import Batcher
-from app.serving.blends import Weights
-from app.serving.compute import Compute, Machine, Vector
-from app.serving.room import MIB, TokenBudget, memory_left, room_for_slots
-from app.serving.workers import WorkerLane
+from app.serving.blend_provider import Weights
+from app.serving.executor import Compute, Machine, Vector
+from app.serving.memory_limits import MIB, TokenBudget, memory_left, room_for_slots
+from app.serving.worker_process import WorkerLane
 from app.weights.recipe import Cookbook
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space of another process")
@@ -180,7 +180,7 @@ SHORT = """
 import logging, sys
 sys.path.insert(0, "tests")
 import test_room
-from app.ground import slots_that_fit
+from app.bootstrap import slots_that_fit
 from app.models.bank import BankSpec, load_bank
 from app.settings import Settings
 from pathlib import Path

@@ -7,10 +7,10 @@ import pytest
 
 from app.models.bank import Bank
 from app.models.classifier import Classifier
-from app.models.tokens import TextEncoder
-from app.serving import scheduler
-from app.serving.compute import Compute, Machine, ThreadLane
-from app.serving.scheduler import Costs, Scheduler, measure
+from app.models.tokenizer import TextEncoder
+from app.serving import build_policy
+from app.serving.build_policy import Costs, Scheduler, measure
+from app.serving.executor import Compute, Machine, ThreadLane
 
 
 class Clock:
@@ -75,13 +75,13 @@ def test_one_large_request_pays_at_once(chooser: Scheduler) -> None:
 
 def test_heat_fades(chooser: Scheduler, clock: Clock) -> None:
     chooser.expect("a", 80)
-    clock.now += scheduler.HALF_LIFE
+    clock.now += build_policy.HALF_LIFE
     assert chooser.heat("a") == pytest.approx(40)
     assert chooser.heat("never seen") == 0
 
 
 def test_memory_of_recipes_is_bounded(chooser: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "REMEMBERED", 10)
+    monkeypatch.setattr(build_policy, "REMEMBERED", 10)
     for i in range(1000):
         chooser.expect(str(i), 5)
     assert [key for key in map(str, range(1000)) if chooser.heat(key)] == [str(i) for i in range(990, 1000)]

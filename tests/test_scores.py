@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from app.search.scores import CURVE_METRICS, METRICS, Outcome, reliability, scores
+from app.sweep.metrics_of_t import CURVE_METRICS, METRICS, Outcome, reliability, scores
 
 LOGITS = np.log([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]])
 LABELS = np.array([0, 1, 2, 1])

@@ -17,7 +17,7 @@ from conftest import Service, running
 from pico import LABELS
 from servers import server
 
-from app.api.keys import new_key
+from app.api.auth.api_keys import new_key
 from app.models.bank import BankSpec
 
 TESTS = Path(__file__).parent

@@ -13,22 +13,22 @@ import torch
 from numpy.typing import NDArray
 from synthetic import LINE, Synthetic, drawn
 
+from app.cli.segments_command import add_segments, run_segments
 from app.errors import BadData, BadSegments
 from app.models.bank import Bank
-from app.search.by_segment import fit_table, judged
-from app.search.curve import Curve
-from app.search.dataset import Dataset
-from app.search.local import LocalProvider
-from app.search.passes import MemoryStore, Passes
-from app.search.pooling import pooled_settings
-from app.search.scores import Outcome
-from app.search.segment_texts import SegmentTexts
-from app.search.segmented import Segmented
-from app.search.segments_command import add_segments, run_segments
-from app.search.segments_report import text_of, write
-from app.serving.adaptive import t_of_entropies
-from app.serving.router import buckets_of
-from app.serving.segment_table import SegmentTable, read_table, table_of
+from app.segments.fit.evaluate_gain import fit_table, judged
+from app.segments.fit.fit_one_line import Segmented
+from app.segments.fit.partial_pooling import pooled_settings
+from app.segments.fit.segment_texts import SegmentTexts
+from app.segments.fit.segments_report import text_of, write
+from app.segments.segment_classifier import buckets_of
+from app.segments.segment_selector import t_of_entropies
+from app.segments.segment_table import SegmentTable, read_table, table_of
+from app.sweep.data.dataset import Dataset
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_curve import Curve
+from app.sweep.metrics_of_t import Outcome
 
 WORDS = {"mail": ["dear", "regards", "attached"], "chat": ["lol", "hey", "btw"], "phone": ["hello", "hold", "line"]}
 

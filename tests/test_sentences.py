@@ -12,12 +12,12 @@ import pytest
 from synthetic import LINE, Synthetic, drawn
 from test_sweep import ask
 
-from app.search.dataset import Dataset
-from app.search.findings import Findings
-from app.search.passes import MemoryStore, Passes
-from app.search.question import Guard, Question
-from app.search.ramps import swept
-from app.search.sentences import SENTENCES, WARNINGS, Sentence, said
+from app.sweep.data.dataset import Dataset
+from app.sweep.layer_ramp import swept
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.report.summary import SENTENCES, WARNINGS, Sentence, said
+from app.sweep.sweep_result import Findings
+from app.sweep.sweep_spec import Guard, Question
 from app.weights.recipe import Recipe
 
 

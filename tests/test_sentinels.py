@@ -17,9 +17,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import free_port, until
 
-from app.cache.client import Unavailable, connect
-from app.cache.private_redis import find_server
-from app.cache.redis_url import RedisUrl
+from app.cluster.embedded_redis import find_server
+from app.cluster.redis_client import Unavailable, connect
+from app.cluster.redis_url import RedisUrl
 
 PASSWORD = "hunter2"
 SERVERS = ["127.0.0.10", "127.0.0.11", "127.0.0.12"]

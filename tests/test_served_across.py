@@ -18,13 +18,13 @@ from servers import until
 from test_http import predict, problem
 from test_live_tables import table_at
 
+from app.cli.segments_command import add_segments, run_segments
 from app.errors import BadBank, BadSegments
 from app.main import tables_of
 from app.models.bank import Bank, BankSpec
-from app.search.local import LocalProvider
-from app.search.segments_command import add_segments, run_segments
-from app.serving.router import BUCKETS, Router, buckets_of
-from app.serving.segment_table import Entropy, SegmentTable, Setting, table_of
+from app.segments.segment_classifier import BUCKETS, Router, buckets_of
+from app.segments.segment_table import Entropy, SegmentTable, Setting, table_of
+from app.sweep.logits.local_provider import LocalProvider
 
 TEXTS = ["the refund came fast, great!", "they never answer. awful", "parcel is late again", "late again, awful"]
 MAIL, CHAT, NOTE = "angry@0.2;temperature=1.5", "polite@0.8;temperature=2", "base;temperature=1.4"

@@ -15,9 +15,9 @@ from pods import KEY, PREFIX, SHAPE, VECTOR, P, fetched, name, with_pods, write
 from redis import Redis
 from servers import line_to, server
 
-from app.cache import client
-from app.cache.policy import Policy
-from app.cache.shared import RedisTier
+from app.cache.redis_policy import Policy
+from app.cache.redis_tier import RedisTier
+from app.cluster import redis_client
 
 USED = f"{PREFIX}:used"
 
@@ -229,7 +229,7 @@ def test_a_restart_costs_a_reader_nothing_but_the_cache(tmp_path: Path) -> None:
 
 
 def test_a_server_that_hangs_costs_one_time_out(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "TIMEOUT", 0.1)
+    monkeypatch.setattr(redis_client, "TIMEOUT", 0.1)
 
     async def scenario(tier: RedisTier) -> None:
         await write(tier)

@@ -10,9 +10,9 @@ import torch
 
 from app.models.bank import BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
-from app.models.products import Blended, Fixed
-from app.models.recorded import Recordings, Shape
-from app.models.tokens import TextEncoder
+from app.models.cuda_graphs import Recordings, Shape
+from app.models.operands import Blended, Fixed
+from app.models.tokenizer import TextEncoder
 from app.weights.arena import Arena
 from app.weights.layout import Layout
 from app.weights.methods import METHODS

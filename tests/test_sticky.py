@@ -11,11 +11,11 @@ import pytest
 from redis import Redis
 from servers import server
 
-from app.cache.breaker import PROBE_SECONDS
-from app.cache.client import connect
-from app.cache.redis_url import RedisUrl
-from app.experiments import sticky as module
-from app.experiments.sticky import Key, Sticky
+from app.cluster.circuit_breaker import PROBE_SECONDS
+from app.cluster.redis_client import connect
+from app.cluster.redis_url import RedisUrl
+from app.experiments import sticky_assignment as module
+from app.experiments.sticky_assignment import Key, Sticky
 
 A: Key = ("tone", 1, "ä")
 B: Key = ("other", 1, "ä")

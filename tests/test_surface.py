@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from app.errors import BadData
-from app.search import surface
-from app.search.dataset import Dataset
-from app.search.line import Line
-from app.search.passes import MemoryStore, Passes
-from app.search.question import Guard, Question
-from app.search.surface import Mixes, towards_the_best_mix
+from app.sweep import multi_variant
+from app.sweep.data.dataset import Dataset
+from app.sweep.logits.line import Line
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.multi_variant import Mixes, towards_the_best_mix
+from app.sweep.sweep_spec import Guard, Question
 from app.weights.recipe import Cookbook, Recipe
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -81,7 +81,7 @@ def test_a_guard_turns_the_line_away_from_what_breaks_it() -> None:
 
 
 def test_beyond_four_variants_blends_are_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surface, "TRIALS", 25)
+    monkeypatch.setattr(multi_variant, "TRIALS", 25)
     provider = Mixed(5)
     t = {"a": 0.0, "b": 0.0, "c": 0.9, "d": 0.0, "e": 0.0}
     question = provider.question(provider.dataset(t, 300, 4))

@@ -12,20 +12,20 @@ from synthetic import COOKBOOK, LINE, Synthetic, drawn
 
 from app.errors import BadData, BadRecipe, UnknownVariant
 from app.models.bank import BankSpec
-from app.search.baseline import frequencies
-from app.search.choice import paired_errors
-from app.search.curve import CHECK, GRID, NODES, Curve
-from app.search.dataset import Dataset
-from app.search.evidence import findings
-from app.search.findings import Findings
-from app.search.line import Line
-from app.search.local import LocalProvider
-from app.search.passes import FolderStore, MemoryStore, Passes, Store
-from app.search.pool import Pool
-from app.search.question import Guard, Question
-from app.search.scores import METRICS, Outcome
-from app.search.sweep import sweep
-from app.search.temperature import fitted_beta
+from app.sweep.baseline import frequencies
+from app.sweep.build_result import findings
+from app.sweep.choose_t import paired_errors
+from app.sweep.data.dataset import Dataset
+from app.sweep.data.weighted_pool import Pool
+from app.sweep.logits.line import Line
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import FolderStore, MemoryStore, Passes, Store
+from app.sweep.logits.logit_curve import CHECK, GRID, NODES, Curve
+from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.one_line import sweep
+from app.sweep.sweep_result import Findings
+from app.sweep.sweep_spec import Guard, Question
+from app.sweep.temperature_scaling import fitted_beta
 
 
 def ask(provider: Synthetic, store: Store | None = None, **asked: object) -> Findings:

@@ -7,7 +7,7 @@ import pytest
 from bench.sweep_coverage import WORLD, covered, guarded
 from scipy.stats import t as student
 
-from app.search.choice import not_worse, room_above
+from app.sweep.choose_t import not_worse, room_above
 
 
 def test_guards_keep_their_margin_on_other_texts_and_a_point_estimate_does_not() -> None:

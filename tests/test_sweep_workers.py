@@ -21,11 +21,11 @@ from test_sweep_routes import as_csv, ended, rows
 
 from app.__main__ import _parser
 from app.models.bank import BankSpec
-from app.search.evidence import findings
-from app.search.local import LocalProvider
-from app.search.order import Facts, Given, Order, question_of
-from app.search.passes import MemoryStore, Passes
-from app.search.sweep import sweep
+from app.sweep.build_result import findings
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.one_line import sweep
+from app.sweep.sweep_order import Facts, Given, Order, question_of
 
 DATA = rows(600, 30)
 GRID = [t / 10 for t in range(11)]

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from app.search.scores import METRICS, Outcome
-from app.search.temperature import HIGHEST, LOWEST, fitted_beta, loss_terms, refitted
+from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.temperature_scaling import HIGHEST, LOWEST, fitted_beta, loss_terms, refitted
 
 
 def texts(seed: int, n: int = 80, g: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

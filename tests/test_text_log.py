@@ -10,7 +10,7 @@ from collector import collecting
 from conftest import running
 from kept_lines import Kept
 
-from app.api.text_log import MOST_CHARACTERS, MOST_TEXTS, shortened, texts_of
+from app.api.telemetry.request_text_log import MOST_CHARACTERS, MOST_TEXTS, shortened, texts_of
 from app.models.bank import BankSpec
 
 CANARY = "canary text of a customer"

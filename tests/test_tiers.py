@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.cache.breaker import Breaker
-from app.cache.memory import MemoryTier
+from app.cache.memory_tier import MemoryTier
 from app.cache.tiers import Ladder, Lease, Stored
+from app.cluster.circuit_breaker import Breaker
 
 
 class DictTier:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pico
 import pytest
 
-from app.models.tokens import Row, Text, TextEncoder
+from app.models.tokenizer import Row, Text, TextEncoder
 from app.serving import tokenizing
 from app.serving.tokenizing import PIECE, SHORT, Tokenizing
 

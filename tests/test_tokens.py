@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from app.errors import BadBank
-from app.models.tokens import TextEncoder
+from app.models.tokenizer import TextEncoder
 
 MAX_TOKENS = 21  # odd, and room for little
 
@@ -128,7 +128,7 @@ def test_a_tokenizer_whose_special_tokens_stand_elsewhere_is_refused() -> None:
 def test_a_pair_of_long_texts_takes_no_more_memory_than_its_texts(encoder: TextEncoder) -> None:
     """In a process of its own, whose peak is that of this pair: combinations of what is cut off took 1.7 GiB."""
     program = (
-        "import pico, resource; from app.models.tokens import TextEncoder;"
+        "import pico, resource; from app.models.tokenizer import TextEncoder;"
         "encoder = TextEncoder(pico.tokenizer(), pico.CONFIGS['bert'], 512, 10**6);"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "row, = encoder.encode([('late order ' * 4_000, 'order late ' * 4_000)]);"

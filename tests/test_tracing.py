@@ -18,8 +18,8 @@ from conftest import running
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from servers import free_port
 
-from app.api.logs import Json
-from app.api.tracing import Tracer
+from app.api.telemetry.logs import Json
+from app.api.telemetry.tracing import Tracer
 from app.models.bank import BankSpec
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -133,7 +133,7 @@ WITHOUT = """
 import sys
 import app.main as main
 main.create_app(main.Settings(), None, print)
-sys.exit(any(name.startswith(("app.api.tracing", "opentelemetry.exporter")) for name in sys.modules))
+sys.exit(any(name.startswith(("app.api.telemetry.tracing", "opentelemetry.exporter")) for name in sys.modules))
 """
 
 

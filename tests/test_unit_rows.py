@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from ledgers import NAME, START, TONE
 from pyarrow import parquet
 
-from app.experiments.events import Event, Outcome
-from app.experiments.exposure import Exposure
-from app.experiments.folding import UnitRecord, fold
-from app.experiments.unit_rows import FORMATS
+from app.experiments.events.aggregation import UnitRecord, fold
+from app.experiments.events.event import Event, Outcome
+from app.experiments.events.export_rows import FORMATS
+from app.experiments.events.exposure import Exposure
 
 
 async def records() -> AsyncIterator[tuple[str, UnitRecord]]:

@@ -16,15 +16,15 @@ from redis import Redis
 from servers import server, until
 from test_outcome_routes import DEFINITION, PATH, counts
 
-from app.api.keys import new_key
-from app.cache.client import connect
-from app.cache.headroom import FOLDED, PREDICTIONS, SENT, Headroom
-from app.cache.redis_url import RedisUrl
-from app.experiments import ledger as module
-from app.experiments import unmet
-from app.experiments.events import Outcome
-from app.experiments.exposure import Exposure
-from app.experiments.ledger_store import LedgerStore
+from app.api.auth.api_keys import new_key
+from app.cluster.redis_client import connect
+from app.cluster.redis_headroom import FOLDED, PREDICTIONS, SENT, Headroom
+from app.cluster.redis_url import RedisUrl
+from app.experiments.events import event_ledger as module
+from app.experiments.events import unmet_units
+from app.experiments.events.event import Outcome
+from app.experiments.events.exposure import Exposure
+from app.experiments.events.ledger_store import LedgerStore
 from app.models.bank import BankSpec
 
 KEY = f"tween:exp:{{{NAME}}}"
@@ -41,8 +41,8 @@ def exposure(unit: str) -> Exposure:
 def test_strangers_have_a_bound_for_all_and_for_each_key(
     redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unmet, "MOST", 100)
-    monkeypatch.setattr(unmet, "MOST_OF_ONE", 60)
+    monkeypatch.setattr(unmet_units, "MOST", 100)
+    monkeypatch.setattr(unmet_units, "MOST_OF_ONE", 60)
 
     async def scenario() -> None:
         async with ledger(redis_url, tmp_path / "a") as one, ledger(redis_url, tmp_path / "b") as two:
@@ -63,7 +63,7 @@ def test_strangers_have_a_bound_for_all_and_for_each_key(
 def test_a_stranger_who_is_met_or_given_up_leaves_room(
     redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unmet, "MOST", 10)
+    monkeypatch.setattr(unmet_units, "MOST", 10)
     monkeypatch.setattr(module, "HOUSEKEEPING_SECONDS", 0.1)
 
     async def scenario() -> None:
@@ -108,7 +108,7 @@ def test_who_cannot_be_met_waits_for_nothing(redis: Redis, redis_url: str, tmp_p
 
 
 def test_while_redis_is_away_all_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unmet, "MOST", 10)
+    monkeypatch.setattr(unmet_units, "MOST", 10)
     with server(tmp_path) as there:
 
         async def scenario() -> None:
@@ -191,7 +191,7 @@ def test_a_key_that_invents_units_stops_no_manager(
             reply = posted(client, body)
             accepted, dropped = accepted + reply["accepted"], dropped + reply["dropped"]
             assert reply["dropped"] == 0 or "units that nobody has met" in reply["why"][0]
-        assert (accepted, dropped) == (unmet.MOST, 160_000 - unmet.MOST)
+        assert (accepted, dropped) == (unmet_units.MOST, 160_000 - unmet_units.MOST)
         until(lambda: counts(service)["folded"] == accepted, seconds=120)
         moved = client.put("/v1/aliases/prod", json={"recipe": "angry@0.4"})
         assert moved.status_code == 201, moved.text
@@ -208,7 +208,7 @@ def test_a_key_that_invents_units_stops_no_manager(
 def test_each_key_has_places_of_its_own(
     serve: Callable[..., Service], spec: BankSpec, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unmet, "MOST_OF_ONE", 5)
+    monkeypatch.setattr(unmet_units, "MOST_OF_ONE", 5)
     keys = {name: new_key(name, role) for name, role in (("boss", "manage"), ("shop", "predict"), ("bank", "predict"))}
     (tmp_path / "keys.toml").write_text("".join(entry for _, entry in keys.values()))
     client = serve(spec, spool=tmp_path / "spool", api_keys=tmp_path / "keys.toml").client

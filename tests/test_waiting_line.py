@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from app.models.classifier import Mix
-from app.models.tokens import Row
-from app.serving.blends import Weights
-from app.serving.compute import Vector
-from app.serving.waiting_line import Batch, Job, Line
+from app.models.tokenizer import Row
+from app.serving.blend_provider import Weights
+from app.serving.executor import Vector
+from app.serving.request_queue import Batch, Job, Line
 from app.weights.recipe import Cookbook
 
 LENGTH = 10

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 import torch
 from test_tiers import DictTier
 
-from app.cache import writer
-from app.cache.memory import Blend, MemoryTier
-from app.cache.writer import Writer
+from app.cache import write_behind
+from app.cache.memory_tier import Blend, MemoryTier
+from app.cache.write_behind import Writer
 
 
 class World:
@@ -48,8 +48,8 @@ def test_blends_are_written_one_after_the_other() -> None:
 def test_more_than_may_wait_are_dropped_and_counted() -> None:
     async def scenario(world: World) -> None:
         blend = await world.blend("a")
-        taken = [world.writer.add(blend, world.tier) for _ in range(writer.MAX_WAITING + 3)]
-        assert taken.count(True) == writer.MAX_WAITING and world.writer.dropped == 3
+        taken = [world.writer.add(blend, world.tier) for _ in range(write_behind.MAX_WAITING + 3)]
+        assert taken.count(True) == write_behind.MAX_WAITING and world.writer.dropped == 3
 
     run(scenario)
 
@@ -95,13 +95,13 @@ def test_a_blend_that_is_forgotten_is_written_no_more() -> None:
 
 def test_closing_ends_what_would_take_too_long() -> None:
     async def scenario(world: World) -> None:
-        writer_time, writer.END_SECONDS = writer.END_SECONDS, 0.003
+        writer_time, write_behind.END_SECONDS = write_behind.END_SECONDS, 0.003
         try:
             for key in "ab":
                 world.writer.add(await world.blend(key), world.tier)
             await world.writer.close()
         finally:
-            writer.END_SECONDS = writer_time
+            write_behind.END_SECONDS = writer_time
         assert not world.tier.vectors and not world.writer.add(await world.blend("c"), world.tier)
 
     run(scenario)

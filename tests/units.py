@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from app.experiments.sums import ArmSums, Day, Moments, PhaseSums
+from app.experiments.events.aggregates import ArmSums, Day, Moments, PhaseSums
 
 FIRST = date(2026, 3, 1)
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
-from app.api.header_text import Actor
-from app.api.native import LAST_VERSION, REFUSALS, NameField, RecipeField
-from app.api.probes import TheEngine
+from app.api.health_routes import TheEngine
+from app.api.http_server.header_text import Actor
+from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField, RecipeField
 from app.api.problems import Problem
-from app.api.rights import needs
 from app.serving.alias_history import Alias, Version
 from app.serving.aliases import Aliases, Move
 from app.weights.recipe import names_alias

@@ -8,23 +8,23 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
-from app.api.header_text import Actor
+from app.api.health_routes import TheEngine
+from app.api.http_server.header_text import Actor
 from app.api.meetings import TheExperiments
-from app.api.native import LAST_VERSION, REFUSALS, NameField
 from app.api.outcome_routes import TheLedger
-from app.api.probes import TheEngine
+from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField
 from app.api.problems import Problem
-from app.api.rights import needs
 from app.errors import BadExperiment
 from app.experiments.assignment import check_unit
 from app.experiments.experiment import Experiment, Status
+from app.experiments.experiment_registry import Change, Experiments
 from app.experiments.record import Record
 from app.experiments.rollout import Plan, Rollout
 from app.experiments.rollouts import Rollouts
-from app.experiments.running import Change, Experiments
-from app.weights.automatic import automatic
+from app.weights.auto_recipe import automatic
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
     409: {"description": "the experiment is at another version, or cannot become that", "model": Problem},

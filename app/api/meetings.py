@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 
-from app.api.probes import engine_of
+from app.api.health_routes import engine_of
 from app.errors import BadTexts, BadUnit, TweenError
-from app.experiments.running import Experiments, Meeting
-from app.serving.adaptive import Choice
+from app.experiments.experiment_registry import Experiments, Meeting
+from app.segments.segment_selector import Choice
 from app.serving.engine import Answer, Engine, Prediction
-from app.weights.automatic import Auto
+from app.weights.auto_recipe import Auto
 from app.weights.recipe import Recipe
 
 Given = str | dict[str, Any] | None

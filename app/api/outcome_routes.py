@@ -12,18 +12,18 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
 from app.api.meetings import TheExperiments
-from app.api.native import REFUSALS, NameField
-from app.api.rights import needs
+from app.api.predict_routes import REFUSALS, NameField
 from app.errors import ExperimentConflict
 from app.experiments.assignment import check_unit
-from app.experiments.events import Outcome, outcome_id
-from app.experiments.ledger import EventLedger
-from app.experiments.no_ledger import NoLedger
-from app.experiments.unit_rows import FORMATS
-from app.experiments.unmet import WHY
+from app.experiments.events.event import Outcome, outcome_id
+from app.experiments.events.event_ledger import EventLedger
+from app.experiments.events.export_rows import FORMATS
+from app.experiments.events.null_ledger import NoLedger
+from app.experiments.events.unmet_units import WHY
 
 MOST_OUTCOMES = 10_000
 """In one call."""

@@ -10,17 +10,17 @@ from typing import Annotated, Literal, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 
-from app.api.native import REFUSALS, NameField
-from app.api.probes import TheEngine
-from app.api.report_page import page
-from app.api.rights import needs
+from app.api.auth.roles import needs
+from app.api.health_routes import TheEngine
+from app.api.page.experiment_page import page
+from app.api.predict_routes import REFUSALS, NameField
 from app.errors import BadRecipe, UnknownVariant
-from app.experiments.account import Report, UnmetOutcomes
+from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import Experiment
-from app.experiments.judgement import judge, with_uncounted
-from app.experiments.protocol import Amendment
-from app.experiments.sums import PhaseSums
-from app.weights.automatic import Auto
+from app.experiments.stats.protocol import Amendment
+from app.experiments.stats.report_builder import judge, with_uncounted
+from app.experiments.stats.report_schema import Report, UnmetOutcomes
+from app.weights.auto_recipe import Auto
 from app.weights.recipe import Cookbook, Recipe
 
 

@@ -8,21 +8,21 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Response
 from pydantic import BaseModel, Field
 
+from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
-from app.api.header_text import Actor
+from app.api.health_routes import TheEngine
+from app.api.http_server.header_text import Actor
 from app.api.meetings import TheExperiments
-from app.api.native import LAST_VERSION, REFUSALS, NameField
-from app.api.probes import TheEngine
+from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField
 from app.api.problems import Problem
-from app.api.rights import needs
 from app.errors import SegmentsConflict
-from app.experiments.running import KEPT_WARM, Experiments
+from app.experiments.experiment_registry import KEPT_WARM, Experiments
+from app.segments.segment_registry import LiveTable
+from app.segments.segment_table import SegmentTable, Setting
 from app.serving.aliases import Aliases
 from app.serving.engine import Engine
-from app.serving.live_tables import LiveTable
-from app.serving.segment_table import SegmentTable, Setting
-from app.weights.automatic import automatic
+from app.weights.auto_recipe import automatic
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
     409: {"description": "the live table is at another version, or somebody needs it", "model": Problem},

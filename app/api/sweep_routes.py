@@ -23,22 +23,22 @@ from pydantic import (
     model_validator,
 )
 
+from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only, parse_json
-from app.api.native import REFUSALS
-from app.api.probes import TheEngine
+from app.api.health_routes import TheEngine
+from app.api.predict_routes import REFUSALS
 from app.api.problems import Problem
-from app.api.rights import needs
 from app.errors import BadData, NotDone, WrongContentType
-from app.search.dataset import NAMES
-from app.search.folds import FOLDS
-from app.search.jobs import Sweeps
-from app.search.order import Given, Order
-from app.search.question import CONFIDENCE, MOST_CONFIDENCE
-from app.search.report import HTML, JSON
-from app.search.scores import CURVE_METRICS, METRICS
-from app.search.sweep_process import PLOT, RAMP
-from app.search.sweep_state import State, Status
+from app.sweep.data.cv_splits import FOLDS
+from app.sweep.data.dataset import NAMES
+from app.sweep.jobs.sweep_manager import Sweeps
+from app.sweep.jobs.sweep_process import PLOT, RAMP
+from app.sweep.jobs.sweep_state import State, Status
+from app.sweep.metrics_of_t import CURVE_METRICS, METRICS
+from app.sweep.report.sweep_report import HTML, JSON
+from app.sweep.sweep_order import Given, Order
+from app.sweep.sweep_spec import CONFIDENCE, MOST_CONFIDENCE
 
 CSV_TYPES = ("text/csv", "application/csv")
 """Not text/plain: any page may send that anywhere, without a preflight."""

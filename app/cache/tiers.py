@@ -16,9 +16,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from app.cache.breaker import Breaker
-from app.cache.memory import Blend, MemoryTier
-from app.cache.writer import Writer
+from app.cache.memory_tier import Blend, MemoryTier
+from app.cache.write_behind import Writer
+from app.cluster.circuit_breaker import Breaker
 
 BUILT = "built"
 RENEW_SECONDS = 30.0

@@ -11,8 +11,8 @@ from torch import Tensor
 from app.demo import corpus
 from app.models.bank import BankSpec, load_bank
 from app.models.classifier import Classifier
-from app.models.tokens import TextEncoder
-from app.search.scores import Scores, scores
+from app.models.tokenizer import TextEncoder
+from app.sweep.metrics_of_t import Scores, scores
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
 

@@ -14,7 +14,7 @@ so that every language with doubles gets the same number. Several salts ask inde
 With a single hash and ranges of coverage times share, growing from 10 to 50 % moves half of those who are in to
 another arm. A change of the shares themselves must move units. It begins a new phase, whose arms are drawn anew
 (`SALT/2/arm` and so on), so that no phase mixes units that came under different shares. Where a bandit changes them,
-units that were there keep their first draw, with its phase (`sticky.py`).
+units that were there keep their first draw, with its phase (`sticky_assignment.py`).
 """
 
 from __future__ import annotations

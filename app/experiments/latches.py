@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from app.experiments.account import Comparison, Crossing, MetricReport
 from app.experiments.experiment import Experiment
+from app.experiments.stats.report_schema import Comparison, Crossing, MetricReport
 
 M = TypeVar("M", bound=BaseModel)
 Latches = dict[str, str]

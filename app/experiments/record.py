@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import ExperimentConflict
-from app.experiments.bandit import shares_without
 from app.experiments.experiment import Experiment, Status
-from app.experiments.protocol import Amendment, amended, check_counting
 from app.experiments.rollout import Rollout
+from app.experiments.stats.protocol import Amendment, amended, check_counting
+from app.experiments.stats.thompson import shares_without
 
 ENTRIES = 200
 """Entries of the audit trail that are kept, and phases."""

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.experiments.experiment import Experiment
-from app.experiments.plain_words import ENOUGH
+from app.experiments.stats.report_summary import ENOUGH
 
 OWN = "rollout."
 """What names begin with that the service itself makes."""

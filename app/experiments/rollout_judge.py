@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from app.experiments import judgement
+from app.experiments.events.aggregates import PhaseSums
+from app.experiments.experiment_registry import Experiments
 from app.experiments.record import Record
 from app.experiments.rollout import Evidence
-from app.experiments.running import Experiments
-from app.experiments.sums import PhaseSums
+from app.experiments.stats import report_builder
 
 
 class Counted(Protocol):
@@ -33,7 +33,7 @@ class LedgerJudge:
         """On a rollout, by its name; raises `RedisAway` and `UnknownExperiment`."""
         record = self._experiments.get(name)
         # Intervals take some milliseconds of numpy, which requests should not wait for.
-        return await asyncio.to_thread(judgement.rollout_evidence, record.experiment, await self._judged(record))
+        return await asyncio.to_thread(report_builder.rollout_evidence, record.experiment, await self._judged(record))
 
     async def objections(self, name: str, arm: str) -> list[str]:
         """What the report says against an arm, in sentences; raises as `evidence` does. Without a Redis nothing is
@@ -43,9 +43,9 @@ class LedgerJudge:
         record = self._experiments.get(name)
         sums, latched = await self._judged(record), await self._ledger.latches(name)
         found, _ = await asyncio.to_thread(
-            judgement.judge, record.experiment, sums, time.time(), None, None, record.amendments, latched
+            report_builder.judge, record.experiment, sums, time.time(), None, None, record.amendments, latched
         )
-        against = judgement.objections(found, arm)
+        against = report_builder.objections(found, arm)
         return against or [why for one, why in record.left_out.items() if one == arm]
 
     async def _judged(self, record: Record) -> list[PhaseSums]:

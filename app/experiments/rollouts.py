@@ -17,12 +17,12 @@ import logging
 import time
 from typing import Protocol
 
-from app.cache.document_store import DocumentStore
+from app.cluster.document_store import DocumentStore
 from app.errors import ExperimentConflict, RedisAway, UnknownExperiment
-from app.experiments.driving import drive
+from app.experiments.experiment_registry import Experiments
+from app.experiments.leader_loop import drive
 from app.experiments.record import Record
 from app.experiments.rollout import OWN, Evidence, Plan, Rollout
-from app.experiments.running import Experiments
 from app.serving.aliases import Aliases, Move
 
 log = logging.getLogger(__name__)

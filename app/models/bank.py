@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import BadBank
-from app.models import admission
+from app.models import variant_checks
 from app.models.architectures import architecture_of
 from app.models.checkpoint import Checkpoint, Source, read_checkpoint, read_head
 from app.models.configuration import problem_type, read_config
@@ -102,7 +102,8 @@ class BankSpec:
 
 
 class Bank:
-    """Base and variants: what is known of them and, in the arena, their weights (`models/card.py` is a bank without).
+    """Base and variants: what is known of them and, in the arena, their weights (`models/bank_manifest.py` is a bank
+    without).
 
     `delta_norms` (V) and `delta_angles` (V, V) say how far apart they lie, `warnings` what is doubtful about a variant,
     and `folders` where members came from on this machine.
@@ -209,7 +210,7 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
         raise BadBank(f"base: {folders[BASE]} holds no tokenizer")
     check_token_ids(BASE, base.tokenizer, configs[BASE])
     if base.labels is None and base.foreign is not None and "For" in base.foreign:
-        log.warning("%s: %s", BASE, admission.foreign_head(base.foreign))
+        log.warning("%s: %s", BASE, variant_checks.foreign_head(base.foreign))
     architecture = architecture_of(configs[BASE])
     shapes = [(name, tuple(p.shape)) for name, p in base.model.named_parameters()]
     layout = Layout(shapes, architecture.blocks if architecture else ())
@@ -218,16 +219,16 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     for parameter in base.tensors:
         owners[parameter].add(BASE)
     arena.add(BASE, base.tensors)
-    files, doubts = admission.look_at(folders[BASE]), dict[str, list[str]]()
+    files, doubts = variant_checks.look_at(folders[BASE]), dict[str, list[str]]()
     for name in spec.variants:
         variant = read_checkpoint(name, folders[name], labels, heads[name] is not None)
         _check_tensors(variant, layout)
         if variant.tokenizer is not None:
             _check_tokenizer(name, base.tokenizer, variant.tokenizer)
         doubts[name] = [
-            *admission.doubts_about_labels(base.labels, variant.labels, variant.foreign),
-            *admission.doubts_about_tokenizers(base.tokenizer, variant.tokenizer),
-            *admission.doubts_about_files(files, admission.look_at(folders[name])),
+            *variant_checks.doubts_about_labels(base.labels, variant.labels, variant.foreign),
+            *variant_checks.doubts_about_tokenizers(base.tokenizer, variant.tokenizer),
+            *variant_checks.doubts_about_files(files, variant_checks.look_at(folders[name])),
         ]
         arena.add(name, _aligned(variant, labels))
         for parameter in variant.tensors:
@@ -245,8 +246,8 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
     network = Network.of(base.model, layout)
     network.release(arena[BASE])
     products = geometry.gram(arena.rows)
-    for name, more in admission.doubts_about_weights(arena, products).items():
-        doubts[name] += [*more, *admission.doubts_about_path(folders[name], arena, name)]
+    for name, more in variant_checks.doubts_about_weights(arena, products).items():
+        doubts[name] += [*more, *variant_checks.doubts_about_path(folders[name], arena, name)]
     for name, sentences in doubts.items():
         for sentence in sentences:
             log.warning("%s: %s", name, sentence)
@@ -259,7 +260,7 @@ def load_bank(spec: BankSpec, device: torch.device, dtype: torch.dtype = torch.f
         _fingerprint(_about(network.config, labels, arena, base.tokenizer), arena),
         geometry.norms(products).tolist(),
         geometry.angles(products).tolist(),
-        admission.with_any(doubts),
+        variant_checks.with_any(doubts),
         folders,
     )
     log.info("bank loaded: %s, %.1f s", ", ".join(arena.names), time.perf_counter() - started)

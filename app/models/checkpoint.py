@@ -32,7 +32,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from app.errors import BadBank
 from app.models.configuration import first_line, foreign_architecture, label_names, read_config
 from app.models.network import attention_of, output_layer
-from app.models.weight_file import check_weight_file
+from app.models.safetensors_header import check_weight_file
 from app.weights.layout import Layout
 
 log = logging.getLogger(__name__)

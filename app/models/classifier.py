@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.models import packed
+from app.models import packed_forward
 from app.models.bank import Bank
+from app.models.cuda_graphs import Recorder, Recordings, Shape, shape_for
 from app.models.int8 import Int8Copies
-from app.models.products import Blended, Fixed, Operands, Ramped
-from app.models.recorded import Recorder, Recordings, Shape, shape_for
-from app.models.tokens import Row
+from app.models.operands import Blended, Fixed, Operands, Ramped
+from app.models.tokenizer import Row
 from app.weights.arena import Arena, Partial, Share, is_ramp
-from app.weights.depth import depths
+from app.weights.layer_depth import depths
 
 PADDING_TOLERATED = 1.25
 """Rows run together while the longest has at most this many times the tokens of the shortest."""
@@ -137,8 +137,8 @@ class Classifier:
         if self._device.type == "cpu":
             rows = [*rows, *_filling(rows)]
             weights = [*weights, *[weights[-1]] * (len(rows) - texts)]
-        batch = packed.pack(rows, self._family, self._reads_types, self._device)
-        logits = packed.forward(self._family, self._section(weights, [len(row) for row in rows]), batch)
+        batch = packed_forward.pack(rows, self._family, self._reads_types, self._device)
+        logits = packed_forward.forward(self._family, self._section(weights, [len(row) for row in rows]), batch)
         return logits[:texts].float().cpu()
 
     def _recorded(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor | None:
@@ -150,14 +150,14 @@ class Classifier:
             return None
         family, buffers = self._family, self._recordings.buffers(shape)
         assert family is not None
-        buffers.cells.copy_(packed.lay_out(rows, family, self._reads_types, *shape))
+        buffers.cells.copy_(packed_forward.lay_out(rows, family, self._reads_types, *shape))
         if isinstance(first, Mix):
             shares = [one.shares for one in weights if isinstance(one, Mix)]
             buffers.shares.copy_(torch.tensor([*shares, *[first.shares] * (shape.texts - len(rows))]))
 
         def run() -> Tensor:
             operands: Operands = first if isinstance(first, Fixed) else self._on_board(first, buffers.shares, shape)
-            return packed.forward(family, operands, packed.on_board(buffers.cells, *shape)).float()
+            return packed_forward.forward(family, operands, packed_forward.on_board(buffers.cells, *shape)).float()
 
         return self._recordings.run((first.section, shape), run)[: len(rows)].cpu()
 

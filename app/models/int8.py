@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.models.products import ACTIVATIONS, Block, Fixed
+from app.models.operands import ACTIVATIONS, Block, Fixed
 from app.weights.layout import Layout
 
 WORTH_TOKENS = 1_500

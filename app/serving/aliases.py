@@ -13,7 +13,7 @@ points at it. So a pod that joins is ready only when its aliases are warm; one t
 sees the move; one that dies costs the mover its wait and nothing else; and a mover that dies before it wrote has
 moved nothing.
 
-How pods agree, and what becomes of aliases without Redis, is in `following.py`.
+How pods agree, and what becomes of aliases without Redis, is in `replicated.py`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.cache.document_store import DocumentStore
+from app.cluster.document_store import DocumentStore
+from app.cluster.replicated import Following, stands_at
 from app.errors import AliasConflict, BadAlias, BadRecipe, TweenError, UnknownAlias
 from app.names import MAX_NAME, is_name
 from app.serving.alias_history import Alias
-from app.serving.blends import Blends
-from app.serving.following import Following, stands_at
-from app.serving.warmth import Kept, Warmth
-from app.weights.automatic import Auto
+from app.serving.blend_provider import Blends
+from app.serving.prewarm import Kept, Warmth
+from app.weights.auto_recipe import Auto
 from app.weights.recipe import Cookbook, Recipe, names_alias
 
 log = logging.getLogger(__name__)

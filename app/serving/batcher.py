@@ -1,6 +1,6 @@
 """Many callers, one forward pass.
 
-Whenever a unit of compute is free, the batcher takes what waits in line (`waiting_line.py`), up to a budget of tokens
+Whenever a unit of compute is free, the batcher takes what waits in line (`request_queue.py`), up to a budget of tokens
 and leaving their share to other free units, and has it run: under low load a text never waits for company, under high
 load the next batch forms while others run. A batch may hold rows of many recipes, and all of them run in one pass: each
 row on its own finished blend, or mixed from the members.
@@ -18,14 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.errors import DeviceLost, OutOfMemory, Overloaded, TweenError, WorkerLost
-from app.models.tokens import Row
-from app.serving.blends import Weights
-from app.serving.compute import Compute, Unit, Vector
-from app.serving.culprit import blamed, others_run
+from app.models.tokenizer import Row
+from app.serving.bisection import blamed, others_run
+from app.serving.blend_provider import Weights
+from app.serving.coalescing import Returning
+from app.serving.executor import Compute, Unit, Vector
 from app.serving.histogram import ROWS, SECONDS, TOKENS, Histogram
-from app.serving.returning import Returning
-from app.serving.room import TokenBudget
-from app.serving.waiting_line import Batch, Job, Line, Scored
+from app.serving.memory_limits import TokenBudget
+from app.serving.request_queue import Batch, Job, Line, Scored
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class Batcher:
     async def _forward(self, unit: Unit, batch: Batch) -> list[_Part]:
         """What the rows gave: at once, or, where that fails, in halves, down to the row that fails alone. A shortage
         counts for all that waits: what is larger than the budget by then is halved without a try. Where the weights
-        are to blame and not a row, the others on these are not tried (`culprit.py`)."""
+        are to blame and not a row, the others on these are not tried (`bisection.py`)."""
         parts: list[_Part] = []
         waiting = [batch]
         failed: set[Job] = set()

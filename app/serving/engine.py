@@ -10,24 +10,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.cache.client import Client
-from app.cache.predictions import Predictions
+from app.cache.prediction_cache import Predictions
+from app.cluster.redis_client import Client
 from app.errors import BadTexts, NotFinite, PassFailed
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
-from app.models.tokens import Row, Text
-from app.serving.adaptive import Adaptive, Choice
+from app.models.tokenizer import Row, Text
+from app.segments.segment_selector import Adaptive, Choice
 from app.serving.aliases import DEFAULT, Aliases
+from app.serving.background_inference import Errands
 from app.serving.batcher import Batcher
-from app.serving.blends import MIXED, Blends
-from app.serving.compute import Compute, Vector
-from app.serving.errands import Errands
+from app.serving.blend_provider import MIXED, Blends
+from app.serving.executor import Compute, Vector
 from app.serving.histogram import SECONDS, Histogram
-from app.serving.recollection import Recollection
+from app.serving.prediction_lookup import Recollection
+from app.serving.request_queue import Scored
 from app.serving.tokenizing import Tokenizing
-from app.serving.waiting_line import Scored
 from app.spans import spent
-from app.weights.automatic import Auto
+from app.weights.auto_recipe import Auto
 from app.weights.recipe import MICRO, Cookbook, Recipe
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

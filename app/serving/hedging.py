@@ -1,9 +1,9 @@
 """Hedged requests: what takes ten times as long as usual is asked of a second worker, and the first answer counts.
 
 A worker that is stopped (SIGSTOP, a debugger, swapping) is not dead, and is known to hang only after half a minute
-(`workers.py`), for which its callers would wait. A forward pass changes nothing, so it may run twice, and the late
-answer is dropped. A build writes into a slot that may hold another blend by the time a worker goes on, so it is never
-asked twice at once: the worker is ended, and its successor is asked.
+(`worker_process.py`), for which its callers would wait. A forward pass changes nothing, so it may run twice, and the
+late answer is dropped. A build writes into a slot that may hold another blend by the time a worker goes on, so it is
+never asked twice at once: the worker is ended, and its successor is asked.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 
-from app.models.tokens import Row, Text, TextEncoder
+from app.models.tokenizer import Row, Text, TextEncoder
 
 SHORT = 1_000
 """Characters that are tokenized at once (40 us for a sentence): going to another thread and back takes longer."""

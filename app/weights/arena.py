@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from app.weights.layout import Layout
-from app.weights.pages import Pages
 from app.weights.recipe import BASE as BASE
 from app.weights.recipe import Share as Share
+from app.weights.shared_memory import Pages
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.weights.arena import Arena, Share, is_ramp
-from app.weights.depth import Stretch, stretches
+from app.weights.layer_depth import Stretch, stretches
 
 PIECE = 1 << 20
 """Elements that are widened to float32 at a time."""

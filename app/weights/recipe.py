@@ -26,7 +26,7 @@ from functools import cached_property, lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
 from app.names import is_name, nfc
-from app.weights.automatic import AUTO, Auto, automatic
+from app.weights.auto_recipe import AUTO, Auto, automatic
 
 BASE = "base"
 Share = float | tuple[float, float]

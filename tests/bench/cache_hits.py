@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from app.cache.private_redis import PrivateRedis, find_server
+from app.cluster.embedded_redis import PrivateRedis, find_server
 from app.demo.build import demo_bank
 from app.main import build_engine
 from app.models.bank import BankSpec

@@ -1,6 +1,6 @@
 """What a fleet asks of its one Redis, and what the caches answer: `python -m tests.bench.capacity [PODS ...]`.
 
-Pods are real followers of aliases (`serving/following.py`) with connections of their own, all in this process, on one
+Pods are real followers of aliases (`cluster/replicated.py`) with connections of their own, all in this process, on one
 real redis-server. How often a prediction is remembered is worked out for texts that come as words do (Zipf): in a pod's
 memory, the least recently used goes (Che's approximation, IEEE JSAC 20(7), 2002); in Redis, each lives for a day.
 """
@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from servers import Server  # noqa: E402
 
-from app.cache.document_store import DocumentStore  # noqa: E402
-from app.cache.predictions import ENTRY_BYTES, NEAR_BYTES  # noqa: E402
-from app.serving.following import Following  # noqa: E402
+from app.cache.prediction_cache import ENTRY_BYTES, NEAR_BYTES  # noqa: E402
+from app.cluster.document_store import DocumentStore  # noqa: E402
+from app.cluster.replicated import Following  # noqa: E402
 
 FLEETS = (1, 10, 100, 1000)
 REST_SECONDS = 5.0

@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from app.demo.build import cache_folder
 from app.models.bank import BankSpec
-from app.search.choice import Rule
-from app.search.curve import GRID, Curve
-from app.search.dataset import Columns, Dataset, dataset_of
-from app.search.evidence import findings
-from app.search.findings import Findings
-from app.search.judge import Judge
-from app.search.line import Line
-from app.search.local import LocalProvider
-from app.search.passes import FolderStore, MemoryStore, Passes
-from app.search.question import Question
-from app.search.scores import METRICS, Outcome
-from app.search.sweep import sweep
+from app.sweep.build_result import findings
+from app.sweep.choose_t import Rule
+from app.sweep.data.dataset import Columns, Dataset, dataset_of
+from app.sweep.logits.line import Line
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import FolderStore, MemoryStore, Passes
+from app.sweep.logits.logit_curve import GRID, Curve
+from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.one_line import sweep
+from app.sweep.scorer import Judge
+from app.sweep.sweep_result import Findings
+from app.sweep.sweep_spec import Question
 from app.weights.recipe import Recipe
 from tests.bench.domains import GENERAL, bank_of, domains_of, read
 

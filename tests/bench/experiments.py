@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from app.experiments import mismatch, power, sequential
+from app.experiments.stats import power, sample_ratio, sequential_tests
 from tests.simulations import follow, left_by, moved_plan, peek, split, swapped_metric
 
 DAYS, PER_DAY, RUNS = 30, 500, 4_000
@@ -20,9 +20,9 @@ def peeking() -> None:
     fractions = tuple(day / DAYS for day in range(1, DAYS + 1))
     ways = {
         "textbook, looked at daily": [1.96] * DAYS,
-        "group-sequential": list(sequential.bounds(fractions)),
-        "confidence sequence, tuned for the plan": [sequential.sequence_critical(n, units[-1]) for n in units],
-        "confidence sequence, tuned for 10,000": [sequential.sequence_critical(n) for n in units],
+        "group-sequential": list(sequential_tests.bounds(fractions)),
+        "confidence sequence, tuned for the plan": [sequential_tests.sequence_critical(n, units[-1]) for n in units],
+        "confidence sequence, tuned for 10,000": [sequential_tests.sequence_critical(n) for n in units],
     }
     print(
         "| test | finds without effect | finds +10 % | day of decision | interval at the end |\n|---|---|---|---|---|"
@@ -35,14 +35,14 @@ def peeking() -> None:
 
 def outside_the_contract() -> None:
     """Looks that the bounds have not paid for."""
-    daily = sequential.bounds(tuple(day / DAYS for day in range(1, DAYS + 1)))
+    daily = sequential_tests.bounds(tuple(day / DAYS for day in range(1, DAYS + 1)))
     for looks in (4, 24):
         # Every look of a day uses the bound that the day's end would have, at its own part of the plan.
         critical = []
         for look in range(1, looks * DAYS + 1):
             day = (look - 1) // looks
             before = tuple(d / DAYS for d in range(1, day + 1))
-            critical.append(sequential.bounds((*before, look / (looks * DAYS)))[-1])
+            critical.append(sequential_tests.bounds((*before, look / (looks * DAYS)))[-1])
         found = peek(critical, PER_DAY // looks, runs=RUNS).found
         print(f"{looks} looks a day instead of one: finds without effect {100 * found:.1f} %")
     for days in (33, 37, 45):
@@ -66,7 +66,7 @@ def amended() -> None:
 
 def planned() -> None:
     units = power.units_per_arm(0.01, 0.1 * 0.9, 0.11 * 0.89, looks=DAYS)
-    bounds = sequential.bounds(tuple(day / DAYS for day in range(1, DAYS + 1)))
+    bounds = sequential_tests.bounds(tuple(day / DAYS for day in range(1, DAYS + 1)))
     found = peek(bounds, round(units / DAYS), lift=0.01, runs=RUNS)
     single = power.units_per_arm(0.01, 0.1 * 0.9, 0.11 * 0.89)
     print(f"planned for 80 %: {units:,} units an arm ({single:,} for a single look) find {100 * found.found:.1f} %")
@@ -87,7 +87,7 @@ def splits() -> None:
 
 def _alarms(share: float, per_day: int, days: int) -> tuple[str, str]:
     """Of both checks, in percent; and the mean day of the e-process's, where most runs have one."""
-    evidence = split(share, mismatch.ALARM, per_day, days, RUNS)
+    evidence = split(share, sample_ratio.ALARM, per_day, days, RUNS)
     pearson = split(share, 0.001, per_day, days, RUNS).by_chi_square
     day = f"{evidence.day:.0f}" if evidence.by_evidence > 0.5 else ""
     return f"{100 * evidence.by_evidence:.2f} % | {100 * pearson:.1f} %", day

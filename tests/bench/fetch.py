@@ -23,11 +23,11 @@ import torch
 import uvloop
 from redis.asyncio import Redis
 
-from app.cache.chunks import CHUNK, Chunks
-from app.cache.client import connect
-from app.cache.policy import Policy
-from app.cache.redis_url import RedisUrl
-from app.cache.shared import RedisTier, Shape
+from app.cache.bulk_transfer import CHUNK, Chunks
+from app.cache.redis_policy import Policy
+from app.cache.redis_tier import RedisTier, Shape
+from app.cluster.redis_client import connect
+from app.cluster.redis_url import RedisUrl
 from tests.servers import server
 
 WEIGHTS = 67_108_864

@@ -17,7 +17,7 @@ from app.demo import corpus
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
 from app.models.int8 import Quantised
-from app.models.tokens import Row, TextEncoder
+from app.models.tokenizer import Row, TextEncoder
 
 ROUNDS = 3
 TEXTS = 256

@@ -28,8 +28,8 @@ import pico  # noqa: E402
 from app.models.bank import Bank, BankSpec, load_bank  # noqa: E402
 from app.models.checkpoint import Source  # noqa: E402
 from app.models.classifier import Classifier, Mix  # noqa: E402
-from app.models.recorded import CudaGraphs, Recorder, shape_for  # noqa: E402
-from app.models.tokens import Row  # noqa: E402
+from app.models.cuda_graphs import CudaGraphs, Recorder, shape_for  # noqa: E402
+from app.models.tokenizer import Row  # noqa: E402
 from app.weights.methods import METHODS  # noqa: E402
 
 SIZES = (1, 32, 256)

@@ -10,7 +10,7 @@ from app.demo import corpus
 from app.models.bank import Bank
 from app.models.classifier import Classifier
 from app.models.int8 import Quantised
-from app.models.tokens import TextEncoder
+from app.models.tokenizer import TextEncoder
 from app.weights.methods import METHODS
 
 TS = (0.0, 0.4, 1.0)

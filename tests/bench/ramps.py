@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from app.demo.build import cache_folder
 from app.models.bank import BankSpec
-from app.search.line import Line
-from app.search.local import LocalProvider
-from app.search.passes import FolderStore, Passes
-from app.search.pool import Pool
-from app.search.question import Question
-from app.search.ramps import swept
-from app.search.scores import METRICS, Outcome
+from app.sweep.data.weighted_pool import Pool
+from app.sweep.layer_ramp import swept
+from app.sweep.logits.line import Line
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import FolderStore, Passes
+from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.sweep_spec import Question
 from app.weights.recipe import MICRO, Recipe
 from tests.bench.choosing_t import Case, cases
 from tests.bench.domains import bank_of

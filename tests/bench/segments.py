@@ -18,24 +18,24 @@ from numpy.typing import NDArray
 
 from app.demo.build import cache_folder
 from app.models.bank import BankSpec
-from app.search import across_variants, segmented
-from app.search.across_variants import AcrossVariants
-from app.search.by_segment import Gain, gains_of
-from app.search.curve import Curve
-from app.search.dataset import Columns, dataset_of
-from app.search.line import Line
-from app.search.local import LocalProvider
-from app.search.passes import FolderStore, Passes
-from app.search.segment_texts import SegmentTexts
-from app.search.segmented import Segmented
+from app.segments.fit import fit_across_variants, fit_one_line
+from app.segments.fit.evaluate_gain import Gain, gains_of
+from app.segments.fit.fit_across_variants import AcrossVariants
+from app.segments.fit.fit_one_line import Segmented
+from app.segments.fit.segment_texts import SegmentTexts
+from app.sweep.data.dataset import Columns, dataset_of
+from app.sweep.logits.line import Line
+from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.logits.logit_cache import FolderStore, Passes
+from app.sweep.logits.logit_curve import Curve
 from tests.bench.choosing_t import MOST_TEST_TEXTS
 from tests.bench.domains import bank_of, domains_of, read
 
 DRAWS, SEED = 2000, 0
 LogP = dict[str, NDArray[np.float64]]
 TITLES = {
-    **segmented.METHODS,
-    **across_variants.METHODS,
+    **fit_one_line.METHODS,
+    **fit_across_variants.METHODS,
     "segment": "by declared segment",
     "router": "by guessed segment",
     "hedge": "by guessed segment, t times how likely its variant is",

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from app.search.choice import interval
-from app.search.dataset import Dataset
-from app.search.question import Guard, Question
-from app.search.scores import METRICS
-from app.search.sweep import Choice, choice_of
+from app.sweep.choose_t import interval
+from app.sweep.data.dataset import Dataset
+from app.sweep.metrics_of_t import METRICS
+from app.sweep.one_line import Choice, choice_of
+from app.sweep.sweep_spec import Guard, Question
 from tests.synthetic import LINE
 
 TS = np.round(np.linspace(0, 1, 26), 2)

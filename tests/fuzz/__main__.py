@@ -26,16 +26,16 @@ with atheris.instrument_imports(include=["app", "json"]):
     from starlette.exceptions import HTTPException
 
     from app.api.direct import parse_json
-    from app.api.header_text import header_text
-    from app.api.native import PredictRequest
+    from app.api.http_server.header_text import header_text
+    from app.api.predict_routes import PredictRequest
     from app.api.problems import reply_to
     from app.api.sweep_routes import SweepRequest
     from app.errors import BadHeader, TweenError
     from app.experiments.experiment import Experiment
-    from app.models.tokens import TextEncoder
-    from app.models.weight_file import check_weight_file
+    from app.models.safetensors_header import check_weight_file
+    from app.models.tokenizer import TextEncoder
     from app.names import is_name, nfc
-    from app.weights.automatic import automatic
+    from app.weights.auto_recipe import automatic
     from app.weights.recipe import RESERVED, Cookbook
 
 from starlette.requests import Request

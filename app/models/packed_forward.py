@@ -1,0 +1,124 @@
+"""A forward pass without padding, for the Bert family.
+
+All tokens of a batch lie side by side, (N, width), through every linear layer and norm; only attention looks
+at texts (`models/attention.py`). Of the last layer only the first token of each text is computed beyond keys and
+values, because only that one is classified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.models.architectures import Architecture, Layer
+from app.models.attention import Board, Texts, texts_of
+from app.models.operands import Operands
+from app.models.tokenizer import Row
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Token rows side by side: ids, positions and types (N,), and where the texts lie."""
+
+    ids: Tensor
+    positions: Tensor
+    types: Tensor
+    texts: Texts
+
+
+def pack(rows: Sequence[Row], architecture: Architecture, reads_types: bool, device: torch.device) -> Packed:
+    """Lay rows side by side, in the order given; rows of equal length should be neighbours."""
+    a, b, c = _lines(rows, architecture, reads_types).to(device)
+    return Packed(ids=a, positions=b, types=c, texts=texts_of([len(row) for row in rows], device))
+
+
+def lay_out(rows: Sequence[Row], architecture: Architecture, reads_types: bool, texts: int, length: int) -> Tensor:
+    """Rows padded with zeros to a grid of texts by tokens: ids, positions, types, and 1 for each cell that is no
+    padding, (4, texts * length). Of texts that are not there the first cell counts, because attention needs one."""
+    grid = np.zeros((4, texts, length), dtype=np.int64)
+    for cells, row in zip(grid.transpose(1, 0, 2), rows, strict=False):
+        end = len(row)
+        cells[0, :end] = row.ids
+        cells[1, :end] = _positions(row, architecture)
+        if reads_types:
+            cells[2, :end] = row.types
+        cells[3, :end] = 1
+    grid[3, len(rows) :, 0] = 1
+    return torch.from_numpy(grid).view(4, -1)
+
+
+def _lines(rows: Sequence[Row], architecture: Architecture, reads_types: bool) -> Tensor:
+    """Ids, positions and types of rows side by side, (3, N)."""
+    ids: list[int] = []
+    positions: list[int] = []
+    types: list[int] = []
+    for row in rows:
+        ids += row.ids
+        positions += _positions(row, architecture)
+        types += row.types if reads_types else [0] * len(row)
+    return torch.from_numpy(np.array([ids, positions, types], dtype=np.int64))  # five times as fast as torch.tensor
+
+
+def on_board(cells: Tensor, texts: int, length: int) -> Packed:
+    """A batch from what `lay_out` gives."""
+    ids, positions, types, real = cells
+    return Packed(ids, positions, types, Board(texts, length, real.view(texts, length) > 0))
+
+
+def _positions(row: Row, architecture: Architecture) -> Sequence[int]:
+    first = architecture.first_position
+    if architecture.padding is None or architecture.padding not in row.ids:
+        return range(first, first + len(row))
+    # Roberta counts only real tokens, and a text may spell out the padding token.
+    positions, count = [], architecture.padding
+    for token in row.ids:
+        count += token != architecture.padding
+        positions.append(count if token != architecture.padding else architecture.padding)
+    return positions
+
+
+def forward(architecture: Architecture, weights: Operands, batch: Packed) -> Tensor:
+    """Logits (B, C) of a packed batch."""
+    x = _embed(architecture, weights, batch)
+    *before, last = architecture.layers
+    for layer in before:
+        x = _feed_forward(architecture, weights, layer, _attend(architecture, weights, layer, x, batch))
+    firsts = weights.at(batch.texts.starts)
+    x = _feed_forward(architecture, firsts, last, _attend_first(architecture, weights, firsts, last, x, batch))
+    for name, activation in architecture.head:
+        x = firsts.linear((name,), x, activation)
+    return x
+
+
+def _embed(architecture: Architecture, weights: Operands, batch: Packed) -> Tensor:
+    name = architecture.embeddings
+    x = weights.embed(f"{name}.word_embeddings.weight", batch.ids)
+    if architecture.types:
+        x += weights.embed(f"{name}.token_type_embeddings.weight", batch.types)
+    x += weights.embed(f"{name}.position_embeddings.weight", batch.positions)
+    x = weights.norm(f"{name}.LayerNorm", x, architecture.epsilon)
+    return weights.linear((architecture.project,), x) if architecture.project else x
+
+
+def _attend(architecture: Architecture, weights: Operands, layer: Layer, x: Tensor, batch: Packed) -> Tensor:
+    """Attention of every token, added to x and normalised: (N, width)."""
+    mixed = batch.texts.attend(weights.linear(layer.qkv, x), architecture.heads)
+    return weights.norm(layer.attention_norm, weights.linear((layer.out,), mixed, add=x), architecture.epsilon)
+
+
+def _attend_first(
+    architecture: Architecture, weights: Operands, firsts: Operands, layer: Layer, x: Tensor, batch: Packed
+) -> Tensor:
+    """Attention of the first token of every text alone: (B, width)."""
+    mixed = batch.texts.attend_first(weights.linear(layer.qkv, x), architecture.heads)
+    out = firsts.linear((layer.out,), mixed, add=x[batch.texts.starts])
+    return firsts.norm(layer.attention_norm, out, architecture.epsilon)
+
+
+def _feed_forward(architecture: Architecture, weights: Operands, layer: Layer, x: Tensor) -> Tensor:
+    inner = weights.linear((layer.up,), x, activation=architecture.activation)
+    return weights.norm(layer.output_norm, weights.linear((layer.down,), inner, add=x), architecture.epsilon)
