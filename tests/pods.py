@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import torch
 
-from app.cache.bulk_transfer import Chunks
+from app.cache.bulk_transfer import BulkTransfer
 from app.cache.redis_policy import Policy
-from app.cache.redis_tier import RedisTier, Shape
+from app.cache.redis_tier import BlendFormat, RedisTier
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 
@@ -18,7 +18,7 @@ P = 50_000
 KEY = "0" * 32
 KIND = "linear 2"
 VECTOR = torch.arange(P, dtype=torch.float32)
-SHAPE = Shape("f" * 64, "a" * 64, "float32", P * 4)
+SHAPE = BlendFormat("f" * 64, "a" * 64, "float32", P * 4)
 CHUNK = 80_000
 """Three chunks for 200,000 bytes, the last one shorter."""
 PREFIX = SHAPE.prefix("tween", CHUNK)
@@ -26,10 +26,10 @@ PREFIX = SHAPE.prefix("tween", CHUNK)
 
 @asynccontextmanager
 async def pod(
-    url: str, shape: Shape = SHAPE, policy: Policy | None = None, limit: int = 10**9, chunk: int = CHUNK
+    url: str, shape: BlendFormat = SHAPE, policy: Policy | None = None, limit: int = 10**9, chunk: int = CHUNK
 ) -> AsyncIterator[RedisTier]:
     address = RedisUrl.parse(url)
-    client, chunks = connect(address), Chunks(address, chunk)
+    client, chunks = connect(address), BulkTransfer(address, chunk)
     try:
         yield RedisTier(client, chunks, shape, policy or Policy("always"), "tween", 60, limit)
     finally:

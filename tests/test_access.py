@@ -14,7 +14,7 @@ import pytest
 from conftest import Service, running
 from servers import server, until
 
-from app.api.auth.api_keys import Keys, new_key
+from app.api.auth.api_keys import ApiKeys, new_key
 from app.errors import BadSettings
 from app.models.bank import BankSpec
 
@@ -90,7 +90,7 @@ def test_no_key_stands_in_a_log_or_a_reply(service: Service, caplog: pytest.LogC
 
 def test_a_new_file_of_keys_is_in_force_without_a_restart(file: Path) -> None:
     now = [0.0]
-    keys = Keys(file, clock=lambda: now[0])
+    keys = ApiKeys(file, clock=lambda: now[0])
     other, entry = new_key("shop", "predict")
     assert keys.find(SHOP) is not None and keys.find(other) is None
     file.write_text(ENTRY + entry)
@@ -110,14 +110,14 @@ def test_a_key_ends_when_it_says(tmp_path: Path) -> None:
     past, future = tmp_path / "past.toml", tmp_path / "future.toml"
     past.write_text(ENTRY + "expires = 2020-01-01T00:00:00Z\n")
     future.write_text(ENTRY + "expires = 2999-01-01T00:00:00Z\n")
-    assert Keys(past).find(SHOP) is None and Keys(future).find(SHOP) is not None
+    assert ApiKeys(past).find(SHOP) is None and ApiKeys(future).find(SHOP) is not None
 
 
 def test_keys_may_be_json(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     digest = ENTRY.split('sha256 = "')[1][:64]
     path.write_text(json.dumps({"keys": [{"name": "shop", "role": "predict", "sha256": digest}]}))
-    found = Keys(path).find(SHOP)
+    found = ApiKeys(path).find(SHOP)
     assert found is not None and found.name == "shop"
 
 
@@ -136,7 +136,7 @@ def test_a_wrong_file_of_keys_is_refused_at_the_start(tmp_path: Path, text: str,
     path = tmp_path / "keys.toml"
     path.write_text(text)
     with pytest.raises(BadSettings, match=says) as refusal:
-        Keys(path)
+        ApiKeys(path)
     assert SHOP not in str(refusal.value)
 
 

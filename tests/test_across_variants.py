@@ -25,8 +25,8 @@ from app.segments.segment_table import Setting, read_table
 from app.sweep.data.dataset import Dataset
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import MemoryStore, Passes
-from app.sweep.logits.logit_curve import Curve
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
+from app.sweep.logits.logit_curve import LogitCurve
 from app.weights.recipe import Recipe
 
 TEMPERATURE = 1.5
@@ -56,8 +56,8 @@ def segment(name: str, texts: int, recipe: str, seed: int) -> Dataset:
 
 
 def across(*datasets: Dataset, kind: type[AcrossVariants] = AcrossVariants) -> AcrossVariants:
-    passes = Passes(TwoLines(), MemoryStore())
-    curves = {v: Curve(Line.read(v, COOKBOOK), [d.texts for d in datasets], passes) for v in COOKBOOK.variants}
+    passes = LogitCache(TwoLines(), MemoryLogitStore())
+    curves = {v: LogitCurve(Line.read(v, COOKBOOK), [d.texts for d in datasets], passes) for v in COOKBOOK.variants}
     return kind(SegmentTexts(datasets, [1.0] * len(datasets)), curves)
 
 

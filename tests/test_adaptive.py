@@ -17,7 +17,7 @@ from test_http import predict, problem
 from app.errors import BadBank
 from app.main import tables_of
 from app.models.bank import Bank, BankSpec
-from app.segments.segment_classifier import BUCKETS, Router, buckets_of
+from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_of
 from app.segments.segment_table import Entropy, SegmentTable, Setting
 
 TEXTS = ["the refund came fast, great!", "they never answer. awful", "parcel is late again"]
@@ -33,7 +33,7 @@ def table(bank: Bank) -> SegmentTable:
         bank=bank.fingerprint,
         pooled=Setting(0.5, 1.25, (0.3, 0.7), 400),
         segments={"mail": Setting(0.2, 1.5, (0.1, 0.3), 200), "chat": Setting(0.8, 2.0, (0.7, 0.9), 200)},
-        router=Router(("mail", "chat"), weights, torch.zeros(2)),
+        router=SegmentClassifier(("mail", "chat"), weights, torch.zeros(2)),
         entropy=Entropy(1.0, 0.0, 1.0, 1.0, 1.3),
     )
 

@@ -12,7 +12,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from app.errors import BadUnit
 from app.experiments.assignment import Assignment, assign, u
-from app.experiments.experiment import Arm, Experiment, Layer
+from app.experiments.experiment import Arm, Experiment, ExperimentLayer
 
 VECTORS = {
     ("tone/in", "customer-1"): 0.5980531015463422,
@@ -61,7 +61,7 @@ def test_assignments_follow_from_the_vectors() -> None:
     assert assign("tone", experiment(coverage=0.6), 1, "customer-1").reason == "assigned"
     assert assign("tone", experiment(holdout=0.37), 1, "customer-1").reason == "holdout"
     for low, high, reason in ((0, 0.39, "layer"), (0.39, 0.4, "assigned"), (0.4, 1, "layer")):
-        layer = Layer(name="checkout", low=low, high=high)
+        layer = ExperimentLayer(name="checkout", low=low, high=high)
         assert assign("tone", experiment(layer=layer), 1, "customer-1").reason == reason
 
 
@@ -116,7 +116,9 @@ def test_a_new_phase_draws_arms_anew_and_leaves_who_is_in() -> None:
 def test_experiments_of_one_layer_share_no_unit_and_leave_none_out() -> None:
     parts = [(0.0, 0.3), (0.3, 0.5), (0.5, 1.0)]
     groups = [
-        of_those_in(met(experiment(layer=Layer(name="checkout", low=low, high=high)), name=f"experiment-{low}")).keys()
+        of_those_in(
+            met(experiment(layer=ExperimentLayer(name="checkout", low=low, high=high)), name=f"experiment-{low}")
+        ).keys()
         for low, high in parts
     ]
     assert sum(map(len, groups)) == len(set().union(*groups)) == len(UNITS)

@@ -17,7 +17,7 @@ from app.errors import BadBank
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
 
@@ -132,7 +132,7 @@ def test_a_base_without_a_head_takes_part(folders: Path, tmp_path: Path) -> None
     assert bank.labels == pico.LABELS
     heads = [bank.arena.layout.views(bank.arena[name])["classifier.weight"] for name in ("base", "angry")]
     assert torch.equal(*heads)
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(["great answer"])
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode(["great answer"])
     assert torch.isfinite(Classifier(bank).logits(bank.arena["base"], rows)).all()
 
 

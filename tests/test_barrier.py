@@ -10,8 +10,8 @@ from synthetic import LINE, Synthetic, drawn
 
 from app.sweep.data.dataset import Dataset
 from app.sweep.diagnostics.barrier import barrier
-from app.sweep.logits.logit_cache import MemoryStore, Passes
-from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
+from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.weights.recipe import Recipe
 
 
@@ -39,10 +39,10 @@ def dataset() -> Dataset:
 
 def test_a_hill_between_two_good_ends_is_found_where_it_is(dataset: Dataset) -> None:
     provider = Hilly(dict(zip(dataset.texts, dataset.truth.tolist(), strict=True)), depth=1.0)
-    found = barrier(LINE, dataset, Passes(provider, MemoryStore()), draws=200)
+    found = barrier(LINE, dataset, LogitCache(provider, MemoryLogitStore()), draws=200)
     assert not found.connected and found.t == pytest.approx(0.5) and "has a barrier" in found.sentence
     end, middle = (provider.logits(dataset.texts, LINE.at(t)).astype(float) for t in (0.0, 0.5))
-    exact = METRICS["loss"].of(Outcome(middle, dataset.truth)) - METRICS["loss"].of(Outcome(end, dataset.truth))
+    exact = METRICS["loss"].of(ScoredTexts(middle, dataset.truth)) - METRICS["loss"].of(ScoredTexts(end, dataset.truth))
     assert found.height.value == pytest.approx(exact, abs=1e-3)
     assert found.height.low < found.height.value < found.height.high
     assert found.error.value == pytest.approx((middle.argmax(axis=1) != dataset.truth).mean(), abs=0.02)
@@ -50,12 +50,12 @@ def test_a_hill_between_two_good_ends_is_found_where_it_is(dataset: Dataset) -> 
 
 def test_without_labels_the_ends_answers_find_the_same_hill(dataset: Dataset) -> None:
     provider = Hilly(dict(zip(dataset.texts, dataset.truth.tolist(), strict=True)), depth=1.0)
-    found = barrier(LINE, replace(dataset, labels=None), Passes(provider, MemoryStore()), draws=200)
+    found = barrier(LINE, replace(dataset, labels=None), LogitCache(provider, MemoryLogitStore()), draws=200)
     assert not found.connected and not found.labelled and found.t == pytest.approx(0.5)
 
 
 def test_a_flat_road_has_no_barrier(dataset: Dataset) -> None:
     provider = Hilly(dict(zip(dataset.texts, dataset.truth.tolist(), strict=True)), depth=0.0)
-    found = barrier(LINE, dataset, Passes(provider, MemoryStore()), draws=200)
+    found = barrier(LINE, dataset, LogitCache(provider, MemoryLogitStore()), draws=200)
     assert found.connected and found.height.value == pytest.approx(0, abs=1e-6) and "blends well" in found.sentence
     assert found.steps[0].loss_above == found.steps[-1].loss_above == 0

@@ -15,12 +15,12 @@ from torch import Tensor
 from app.errors import Overloaded
 from app.models.bank import Bank
 from app.models.classifier import Classifier, Mix
-from app.models.operands import Fixed
-from app.models.tokenizer import Row, TextEncoder
+from app.models.operands import FixedOperands
+from app.models.tokenizer import Row, TextTokenizer
 from app.serving import coalescing
 from app.serving.batcher import ENOUGH_TOKENS, FEW, TURNS, Batcher
 from app.serving.blend_provider import Weights
-from app.serving.executor import Compute, Machine, ThreadLane, Vector, logits_of
+from app.serving.executor import ExecutorPool, ModelRunner, ThreadTransport, Vector, logits_of
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
@@ -37,7 +37,7 @@ class Watched(Classifier):
         self.fails = False
         self.seconds = 0.0
 
-    def batch(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+    def batch(self, rows: Sequence[Row], weights: Sequence[FixedOperands | Mix]) -> Tensor:
         self.sizes.append(len(rows))
         if self.fails:
             raise RuntimeError("out of memory")
@@ -80,9 +80,9 @@ def run(bank: Bank, slots: Vectors) -> Callable[..., None]:
     ) -> None:
         async def main() -> None:
             classifier = Watched(bank)
-            machine = Machine(classifier, slots)
+            machine = ModelRunner(classifier, slots)
             with ThreadPoolExecutor(1) as thread:
-                compute = Compute(machine, [ThreadLane(machine, thread) for _ in range(units)])
+                compute = ExecutorPool(machine, [ThreadTransport(machine, thread) for _ in range(units)])
                 batcher = Batcher(compute, tokens, rows, wait)
                 running = asyncio.create_task(batcher.run())
                 await asyncio.wait_for(scenario(Scene(batcher, classifier, list(slots.rows))), 30)
@@ -96,7 +96,7 @@ def run(bank: Bank, slots: Vectors) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def rows(bank: Bank) -> list[Row]:
-    return TextEncoder(bank.tokenizer, bank.config, 64).encode([f"{'late ' * (i % 9)} order {i}" for i in range(60)])
+    return TextTokenizer(bank.tokenizer, bank.config, 64).encode([f"{'late ' * (i % 9)} order {i}" for i in range(60)])
 
 
 def test_every_caller_gets_the_logits_of_his_own_rows_and_recipe(run: Callable[..., None], rows: list[Row]) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from app.cache.memory_tier import MemoryTier
 from app.cache.redis_tier import RedisTier
-from app.cache.tiers import Ladder, Lease
+from app.cache.tiers import BlendPin, Ladder
 from app.cluster import circuit_breaker
 
 SLOTS, ROOM = 2, 3
@@ -104,7 +104,7 @@ class Pod:
         self.tier = tier
         self.memory = MemoryTier(torch.full((SLOTS, P), torch.nan))
         self.ladder = Ladder(self.memory, [tier])
-        self.held: list[tuple[str, AbstractAsyncContextManager[Lease], Lease]] = []
+        self.held: list[tuple[str, AbstractAsyncContextManager[BlendPin], BlendPin]] = []
         self._stack = stack
 
     @classmethod
@@ -113,7 +113,7 @@ class Pod:
         tier = await stack.enter_async_context(redis_tier(url, limit=ROOM * P * 4))
         return cls(stack, tier)
 
-    def lease(self, key: str) -> AbstractAsyncContextManager[Lease]:
+    def lease(self, key: str) -> AbstractAsyncContextManager[BlendPin]:
         async def build(slot: Tensor) -> None:
             slot[: P // 2] = WEIGHTS[key][: P // 2]
             await asyncio.sleep(0)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from app.cluster.circuit_breaker import Breaker
+from app.cluster.circuit_breaker import CircuitBreaker
 
 
 class World:
@@ -8,7 +8,7 @@ class World:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.breaker = Breaker(lambda: self.now, lambda: 0.5)
+        self.breaker = CircuitBreaker(lambda: self.now, lambda: 0.5)
 
     def calls_made(self, callers: int) -> int:
         return sum(self.breaker.allows() for _ in range(callers))
@@ -67,7 +67,7 @@ def test_a_probe_that_never_reports_back_is_followed_by_another() -> None:
 def test_probes_of_many_pods_are_spread() -> None:
     moments = set()
     for chance in (0.0, 0.25, 0.5, 0.75, 1.0):
-        breaker = Breaker(lambda: 0.0, lambda chance=chance: chance)
+        breaker = CircuitBreaker(lambda: 0.0, lambda chance=chance: chance)
         breaker.failed(timed_out=True)
         moments.add(breaker._next_probe)
     assert len(moments) == 5 and min(moments) >= 0.75 and max(moments) <= 1.25

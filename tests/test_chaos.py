@@ -31,7 +31,7 @@ from redis import Redis
 from servers import Server, line_to, server, until
 
 from app import bootstrap
-from app.cache.bulk_transfer import CHUNK_SECONDS, Chunks
+from app.cache.bulk_transfer import CHUNK_SECONDS, BulkTransfer
 from app.cluster.redis_client import WHOLE
 from app.models.bank import BankSpec
 
@@ -174,7 +174,7 @@ def unmixable(tmp_path_factory: pytest.TempPathFactory) -> BankSpec:
 def serving(unmixable: BankSpec, url: str, **settings: object) -> Iterator[Service]:
     """A service with few slots that uses Redis whatever it costs, in chunks small enough for many in a blend."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "Chunks", functools.partial(Chunks, size=20_000))
+        patch.setattr(bootstrap, "BulkTransfer", functools.partial(BulkTransfer, size=20_000))
         usual = {"redis_url": url, "redis_blends": "always", "memory_tier_mib": 1, "prediction_cache": False}
         with running(unmixable, **{**usual, **settings}) as service:
             yield service

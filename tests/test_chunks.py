@@ -15,8 +15,8 @@ import trustme
 from servers import Line, line_to, server
 
 from app.cache import bulk_transfer as under_test
-from app.cache.bulk_transfer import CalledOff, Chunks
-from app.cluster.redis_client import LeftAlone, Unavailable
+from app.cache.bulk_transfer import BulkTransfer, CalledOff
+from app.cluster.redis_client import CircuitOpen, RedisCallFailed
 from app.cluster.redis_url import RedisUrl
 
 DATA = memoryview(bytearray(range(256)) * 1000)
@@ -26,7 +26,7 @@ NAMES = ["{a}:0", "{a}:1", "{a}:2"]
 class World:
     """Chunks at the far end of a line, and what they were written from and are read into."""
 
-    def __init__(self, chunks: Chunks) -> None:
+    def __init__(self, chunks: BulkTransfer) -> None:
         self.chunks = chunks
         self.checksums: list[str] = []
 
@@ -41,7 +41,7 @@ class World:
 
 def run(url: str, scenario: Callable[[World], Awaitable[None]]) -> None:
     async def main() -> None:
-        chunks = Chunks(RedisUrl.parse(url), size=100_000)
+        chunks = BulkTransfer(RedisUrl.parse(url), size=100_000)
         try:
             await scenario(World(chunks))
         finally:
@@ -64,7 +64,7 @@ def test_a_connection_that_breaks_costs_a_read_one_retry_and_a_write_none(line: 
         await world.read()
         assert line.state == "up"
         line.state = "hang up once"
-        with pytest.raises(Unavailable, match="Connection|BrokenPipe"):
+        with pytest.raises(RedisCallFailed, match="Connection|BrokenPipe"):
             await world.write()
         await world.write()
         assert world.chunks.breaker.openings == 0
@@ -88,9 +88,9 @@ def test_a_cold_connection_that_breaks_is_not_tried_again(line: Line) -> None:
     async def scenario(world: World) -> None:
         line.state = "cut"
         for _ in range(3):
-            with pytest.raises(Unavailable):
+            with pytest.raises(RedisCallFailed):
                 await world.write()
-        with pytest.raises(LeftAlone):
+        with pytest.raises(CircuitOpen):
             await world.write()
 
     run(line.url, scenario)
@@ -108,7 +108,7 @@ def test_silence_and_drops_are_given_up_in_time(
         await world.write()
         line.state = state
         started = time.perf_counter()
-        with pytest.raises(Unavailable, match="Timeout") as failure:
+        with pytest.raises(RedisCallFailed, match="Timeout") as failure:
             await world.read()
         assert failure.value.timed_out and world.chunks.breaker.is_open
         assert time.perf_counter() - started < 2
@@ -129,7 +129,7 @@ def test_a_whole_read_has_a_limit_of_its_own(line: Line) -> None:
     async def scenario(world: World) -> None:
         await world.write()
         line.state = 200_000
-        with pytest.raises(Unavailable, match="Timeout"):
+        with pytest.raises(RedisCallFailed, match="Timeout"):
             await world.read(seconds=0.2)
 
     run(line.url, scenario)
@@ -148,7 +148,7 @@ def test_a_server_of_another_kind() -> None:
                 connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     async def scenario(world: World) -> None:
-        with pytest.raises(Unavailable, match="ConnectionError"):
+        with pytest.raises(RedisCallFailed, match="ConnectionError"):
             await world.write()
 
     listening = socket.create_server(("127.0.0.1", 0))

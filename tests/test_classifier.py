@@ -14,8 +14,8 @@ from app.models.attention import Grid
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
-from app.models.operands import Fixed
-from app.models.tokenizer import TextEncoder
+from app.models.operands import FixedOperands
+from app.models.tokenizer import TextTokenizer
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
 
@@ -29,11 +29,11 @@ TEXTS = [
 RECIPES = ["base", "angry@0.4", "angry@1", "angry@0.3+polite@0.5", "angry..polite@0.7", "polite@-0.5", "angry@1.5"]
 
 
-def blended(bank: Bank, weights: dict[str, float]) -> Fixed:
+def blended(bank: Bank, weights: dict[str, float]) -> FixedOperands:
     """The blend of these weights, built."""
     slot = bank.arena.new_vector()
     METHODS["linear"](bank.arena, weights, slot)
-    return Fixed(bank.arena.layout, slot)
+    return FixedOperands(bank.arena.layout, slot)
 
 
 def mix(bank: Bank, weights: dict[str, float]) -> Mix:
@@ -58,7 +58,7 @@ def test_logits_are_those_of_checkpoints_blended_tensor_by_tensor(
     weights = Cookbook(this_bank.variants).read(recipe).weights
     slot = this_bank.arena.new_vector()
     METHODS["linear"](this_bank.arena, weights, slot)
-    encoder = TextEncoder(this_bank.tokenizer, this_bank.config, max_tokens=64)
+    encoder = TextTokenizer(this_bank.tokenizer, this_bank.config, max_tokens=64)
     ours = Classifier(this_bank).logits(slot, encoder.encode(TEXTS))
 
     theirs = pico.reference(architecture, weights)
@@ -80,7 +80,7 @@ def test_the_ends_are_the_members_bit_for_bit(architecture: Path, this_bank: Ban
 
 def test_rows_with_a_blend_each_have_the_logits_of_their_built_blends(this_bank: Bank) -> None:
     classifier = Classifier(this_bank)
-    rows = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS * 3)
+    rows = TextTokenizer(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS * 3)
     recipes = [*RECIPES, "polite@0.25", "angry@1+polite@1", "angry@0.000001", "polite", "angry@0.9", "base", "angry@2"]
     weights = [Cookbook(this_bank.variants).read(recipe).weights for recipe in recipes[: len(rows)]]
     rows = rows[: len(weights)]
@@ -101,7 +101,7 @@ def test_the_bert_family_runs_packed_and_mixes(this_bank: Bank) -> None:
 
 
 def test_a_text_that_spells_out_the_padding_token(this_bank: Bank, architecture: Path) -> None:
-    row = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(["late <pad> order"])[0]
+    row = TextTokenizer(this_bank.tokenizer, this_bank.config, 64).encode(["late <pad> order"])[0]
     assert this_bank.tokenizer.pad_token_id in row.ids
     saved = AutoModelForSequenceClassification.from_pretrained(architecture / "angry")
     with torch.inference_mode():
@@ -113,7 +113,7 @@ def test_a_text_that_spells_out_the_padding_token(this_bank: Bank, architecture:
 
 def test_without_onednn_the_answers_are_the_same(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = Classifier(bank)
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode(TEXTS)
     shares = [(0.6, 0.4, 0.0), (0.3, 0.7, 0.0), (0.2, 0.3, 0.5), (0.9, 0.0, 0.1), (0.7, 0.0, 0.3)]
     mixes = [Mix(one) for one in shares]
     before = classifier.logits(bank.arena["angry"], rows), classifier.batch(rows, mixes)
@@ -132,7 +132,7 @@ def test_a_head_that_only_the_variants_have_is_mixed_as_it_is_built(
     variants = {name: Source(str(folders / name)) for name in ("angry", "polite")}
     headless = load_bank(BankSpec(Source(str(tmp_path / "base")), variants), torch.device("cpu"), dtype)
     classifier, slot = Classifier(headless), headless.arena.new_vector()
-    rows = TextEncoder(headless.tokenizer, headless.config, 64).encode(TEXTS)
+    rows = TextTokenizer(headless.tokenizer, headless.config, 64).encode(TEXTS)
     recipes = ["base", "angry@0.2", "polite@0.9", "angry@0.3+polite@0.1", "angry@1"]
     weights = [Cookbook(headless.variants).read(recipe).weights for recipe in recipes]
     each = [blended(headless, w) if i == 2 else mix(headless, w) for i, w in enumerate(weights)]
@@ -148,7 +148,7 @@ def test_a_head_that_only_the_variants_have_is_mixed_as_it_is_built(
 
 def test_a_bound_model_runs_what_is_in_its_slot(bank: Bank) -> None:
     classifier, slot = Classifier(bank), bank.arena.new_vector()
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(["great answer"])
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode(["great answer"])
     seen = []
     for member in bank.arena.names:
         slot.copy_(bank.arena[member])
@@ -165,7 +165,7 @@ def test_a_bound_model_owns_no_weights(bank: Bank) -> None:
 
 def test_company_in_a_batch_does_not_change_an_answer(bank: Bank) -> None:
     classifier = Classifier(bank)
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode(TEXTS)
     together = classifier.logits(bank.arena["angry"], rows)
     alone = torch.cat([classifier.logits(bank.arena["angry"], [row]) for row in rows])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
@@ -174,7 +174,7 @@ def test_company_in_a_batch_does_not_change_an_answer(bank: Bank) -> None:
 def test_the_way_of_a_gpu_gives_the_same_logits(
     architecture: Path, this_bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS)
+    rows = TextTokenizer(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS)
     by_runs = Classifier(this_bank).logits(this_bank.arena["angry"], rows)
     monkeypatch.setattr(packed_forward, "texts_of", Grid)
     in_a_grid = Classifier(this_bank).logits(this_bank.arena["angry"], rows)
@@ -185,7 +185,7 @@ def test_the_way_of_a_gpu_gives_the_same_logits(
 def test_half_precision_is_near_and_takes_half_the_bytes(spec: BankSpec, bank: Bank, recipe: str) -> None:
     half = load_bank(spec, torch.device("cpu"), torch.bfloat16)
     assert half.arena.row_bytes * 2 == bank.arena.row_bytes and half.fingerprint != bank.fingerprint
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode(TEXTS)
     weights = Cookbook(bank.variants).read(recipe).weights
     slots = [one.arena.new_vector() for one in (half, bank)]
     for one, slot in zip((half, bank), slots, strict=True):
@@ -204,7 +204,7 @@ def test_half_precision_through_transformers(tmp_path: Path) -> None:
         load_bank(BankSpec.from_toml(folders / "bank.toml"), torch.device("cpu"), dtype)
         for dtype in (torch.float32, torch.bfloat16)
     ]
-    rows = TextEncoder(banks[0].tokenizer, banks[0].config, 64).encode(TEXTS)
+    rows = TextTokenizer(banks[0].tokenizer, banks[0].config, 64).encode(TEXTS)
     theirs, ours = (Classifier(one).logits(one.arena["angry"], rows) for one in banks)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05 * theirs.abs().max().item())
 
@@ -217,7 +217,7 @@ def test_batches_have_few_numbers_of_tokens(bank: Bank, monkeypatch: pytest.Monk
         return operands.plain_product(x, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(operands, "product", noted)
-    classifier, encoder, seen = Classifier(bank), TextEncoder(bank.tokenizer, bank.config, 64), set()
+    classifier, encoder, seen = Classifier(bank), TextTokenizer(bank.tokenizer, bank.config, 64), set()
     for count in range(1, 120):
         rows = encoder.encode(["late " * (i % 60) for i in range(count)])
         tokens = sum(len(row) for row in rows)

@@ -17,9 +17,9 @@ from pods import KEY, KIND, VECTOR, P, fetched, name, with_pods, write
 from redis import Redis
 from servers import Server, cluster, line_to, server, until, watched
 
-from app.cache.bulk_transfer import Chunks
+from app.cache.bulk_transfer import BulkTransfer
 from app.cache.redis_tier import RedisTier
-from app.cluster.redis_client import Client, LeftAlone, Unavailable, connect
+from app.cluster.redis_client import CircuitOpen, RedisCallFailed, RedisClient, connect
 from app.cluster.redis_url import RedisUrl
 from app.models.bank import BankSpec
 
@@ -200,7 +200,7 @@ def test_a_wrong_password_is_an_outage_and_stays_out_of_the_log(
 def test_nothing_that_is_raised_or_shown_holds_the_password(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = connect(url)
-        with pytest.raises(Unavailable) as failure:
+        with pytest.raises(RedisCallFailed) as failure:
             await client.call(lambda redis: redis.get("a"))
         shown = f"{client!r} {failure.value!r} {failure.value.__cause__!r} {url!r}"
         assert PASSWORD not in shown
@@ -215,7 +215,7 @@ def test_nothing_that_is_raised_or_shown_holds_the_password(tmp_path: Path) -> N
 
 def test_an_option_that_nobody_knows_is_found_before_the_first_call() -> None:
     with pytest.raises(TypeError):
-        Chunks(RedisUrl.parse("redis://localhost?colour=red"))
+        BulkTransfer(RedisUrl.parse("redis://localhost?colour=red"))
 
 
 def with_client(url: str, scenario: object) -> None:
@@ -230,7 +230,7 @@ def with_client(url: str, scenario: object) -> None:
 
 
 def test_a_stale_connection_is_replaced_without_a_failure(tmp_path: Path) -> None:
-    async def scenario(client: Client) -> None:
+    async def scenario(client: RedisClient) -> None:
         await asyncio.gather(*(client.call(lambda redis: redis.get("a")) for _ in range(10)))
         made.kill()
         made.start()
@@ -242,10 +242,10 @@ def test_a_stale_connection_is_replaced_without_a_failure(tmp_path: Path) -> Non
 
 
 def test_who_waited_for_a_time_out_does_not_wait_for_another(tmp_path: Path) -> None:
-    async def scenario(client: Client) -> None:
+    async def scenario(client: RedisClient) -> None:
         await client.ping()
         line.state = "silent"
-        with pytest.raises(Unavailable) as failure:
+        with pytest.raises(RedisCallFailed) as failure:
             await client.ping()
         assert failure.value.timed_out and line.connections == 1
 
@@ -254,10 +254,10 @@ def test_who_waited_for_a_time_out_does_not_wait_for_another(tmp_path: Path) -> 
 
 
 def test_a_refusal_opens_no_breaker(redis: Redis, redis_url: str) -> None:
-    async def scenario(client: Client) -> None:
+    async def scenario(client: RedisClient) -> None:
         redis.set("text", "x")
         for _ in range(10):
-            with pytest.raises(Unavailable, match="ResponseError"):
+            with pytest.raises(RedisCallFailed, match="ResponseError"):
                 await client.call(lambda redis: redis.lpush("text", "y"))
         assert not client.breaker.is_open and await client.ping() > 0
 
@@ -265,7 +265,7 @@ def test_a_refusal_opens_no_breaker(redis: Redis, redis_url: str) -> None:
 
 
 def test_who_hangs_up_leaves_the_connection_in_order(redis: Redis, redis_url: str) -> None:
-    async def scenario(client: Client) -> None:
+    async def scenario(client: RedisClient) -> None:
         for number in range(50):
             redis.set(str(number), number)
         for number in range(50):
@@ -280,16 +280,16 @@ def test_who_hangs_up_leaves_the_connection_in_order(redis: Redis, redis_url: st
 
 
 def test_a_line_that_is_cut_and_comes_back(tmp_path: Path) -> None:
-    async def scenario(client: Client) -> None:
+    async def scenario(client: RedisClient) -> None:
         await client.ping()
         line.cut()
         left_alone = 0
         for _ in range(20):
             try:
                 await client.ping()
-            except LeftAlone:
+            except CircuitOpen:
                 left_alone += 1
-            except Unavailable:
+            except RedisCallFailed:
                 pass
         assert client.breaker.is_open and left_alone == 17
         line.state = "up"
@@ -297,7 +297,7 @@ def test_a_line_that_is_cut_and_comes_back(tmp_path: Path) -> None:
             try:
                 await client.ping()
                 break
-            except Unavailable:
+            except RedisCallFailed:
                 await asyncio.sleep(0.02)
         assert not client.breaker.is_open and client.breaker.openings == 1
 

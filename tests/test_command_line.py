@@ -22,7 +22,7 @@ from fleet import Absent
 from servers import until
 
 from app import __version__
-from app.api.auth.api_keys import Keys
+from app.api.auth.api_keys import ApiKeys
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -91,7 +91,7 @@ def test_a_new_key_is_printed_with_its_entry(tmp_path: Path) -> None:
     printed = tween("key", "new", "shop", "--role", "manage").stdout
     key, entry = re.search(r"tween_\S+", printed), printed.partition("[[keys]]")
     (tmp_path / "keys.toml").write_text("".join(entry[1:]))
-    found = Keys(tmp_path / "keys.toml").find(key.group()) if key else None
+    found = ApiKeys(tmp_path / "keys.toml").find(key.group()) if key else None
     assert found is not None and (found.name, found.role) == ("shop", "manage")
     assert "is no name for a key" in tween("key", "new", "my shop").stderr
 

@@ -19,11 +19,11 @@ from servers import until
 from app.errors import WorkerLost
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
-from app.models.tokenizer import Row, TextEncoder
+from app.models.tokenizer import Row, TextTokenizer
 from app.serving import executor as compute_module
 from app.serving import worker_process
-from app.serving.executor import Compute, Lane, Machine, ThreadLane, Vector, logits_of
-from app.serving.worker_process import WorkerLane
+from app.serving.executor import ExecutorPool, ModelRunner, ThreadTransport, Vector, WorkerTransport, logits_of
+from app.serving.worker_process import ProcessTransport
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 
@@ -39,15 +39,15 @@ def any_bank(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def rows(bank: Bank) -> list[Row]:
     texts = ["late order", "they never answer. awful", "thanks, great!", "it was fine and we order again"]
-    return TextEncoder(bank.tokenizer, bank.config, 64).encode(texts)
+    return TextTokenizer(bank.tokenizer, bank.config, 64).encode(texts)
 
 
-def with_workers(bank: Bank, count: int, scenario: Callable[[Compute, Vectors], Awaitable[None]]) -> None:
+def with_workers(bank: Bank, count: int, scenario: Callable[[ExecutorPool, Vectors], Awaitable[None]]) -> None:
     async def main() -> None:
         classifier, slots = Classifier(bank), bank.arena.new_slots(2)
-        lanes = [WorkerLane(classifier, slots, threads=1) for _ in range(count)]
+        lanes = [ProcessTransport(classifier, slots, threads=1) for _ in range(count)]
         await asyncio.gather(*(lane.start() for lane in lanes))
-        compute = Compute(Machine(classifier, slots), lanes)
+        compute = ExecutorPool(ModelRunner(classifier, slots), lanes)
         try:
             await asyncio.wait_for(scenario(compute, slots), 60)
         finally:
@@ -56,13 +56,13 @@ def with_workers(bank: Bank, count: int, scenario: Callable[[Compute, Vectors], 
     asyncio.run(main())
 
 
-def lane_of(compute: Compute) -> WorkerLane:
+def lane_of(compute: ExecutorPool) -> ProcessTransport:
     lane = compute._lanes[0]
-    assert isinstance(lane, WorkerLane)
+    assert isinstance(lane, ProcessTransport)
     return lane
 
 
-def pid_of(lane: WorkerLane) -> int:
+def pid_of(lane: ProcessTransport) -> int:
     assert lane._process is not None and lane._process.pid is not None
     return lane._process.pid
 
@@ -70,7 +70,7 @@ def pid_of(lane: WorkerLane) -> int:
 def test_a_worker_builds_and_runs_as_this_process_does(any_bank: Bank, rows: list[Row]) -> None:
     classifier = Classifier(any_bank)
 
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         slot = slots.rows[1]
         weights: list[Vector | Mix] = [
             Vector(v, "") for v in (slot, any_bank.arena["polite"], slot, any_bank.arena["base"])
@@ -92,7 +92,7 @@ def test_a_worker_builds_and_runs_as_this_process_does(any_bank: Bank, rows: lis
 
 
 def test_units_work_at_the_same_time(bank: Bank, rows: list[Row]) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         assert compute.units == compute.idle == 2
         async with compute.unit() as one, compute.unit() as other:
             assert one is not other and compute.idle == 0
@@ -109,7 +109,7 @@ def test_units_work_at_the_same_time(bank: Bank, rows: list[Row]) -> None:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_worker_that_is_killed_is_replaced_and_asked_again(bank: Bank, rows: list[Row], busy: bool) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         lane = lane_of(compute)
         first = pid_of(lane)
         async with compute.unit() as unit:
@@ -133,7 +133,7 @@ def test_a_worker_that_hangs_is_ended_and_another_one_asked(
 ) -> None:
     monkeypatch.setattr(worker_process, "HANG_SECONDS", 2.0)
 
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         lane = lane_of(compute)
         first = pid_of(lane)
         os.kill(first, signal.SIGSTOP)
@@ -155,7 +155,7 @@ def test_a_worker_that_hangs_is_ended_and_another_one_asked(
 def test_a_worker_takes_nothing_of_the_small_shared_memory_of_a_container(bank: Bank) -> None:
     """Its pages are anonymous; what torch sends on its own way lies in /dev/shm, of which a container has 64 MiB."""
 
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         async with compute.unit() as unit:
             await unit.build("linear", WEIGHTS, slots.rows[0])  # by now it has received whatever it was given
         mapped = Path(f"/proc/{pid_of(lane_of(compute))}/maps").read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ def test_a_worker_takes_nothing_of_the_small_shared_memory_of_a_container(bank: 
     with_workers(bank, 1, scenario)
 
 
-class Doomed(WorkerLane):
+class Doomed(ProcessTransport):
     """Its workers die as soon as they start."""
 
     async def start(self) -> None:
@@ -177,7 +177,7 @@ def test_what_kills_two_workers_is_refused(bank: Bank, rows: list[Row]) -> None:
         classifier, slots = Classifier(bank), bank.arena.new_slots(2)
         lane = Doomed(classifier, slots, threads=1)
         await lane.start()
-        compute = Compute(Machine(classifier, slots), [lane])
+        compute = ExecutorPool(ModelRunner(classifier, slots), [lane])
         async with compute.unit() as unit:
             with pytest.raises(WorkerLost, match="two worker processes died or hung"):
                 await unit.forward(rows, [Vector(bank.arena["angry"], "angry")] * len(rows))
@@ -187,7 +187,7 @@ def test_what_kills_two_workers_is_refused(bank: Bank, rows: list[Row]) -> None:
 
 
 def test_an_error_in_a_worker_is_the_caller_s_and_the_worker_lives(bank: Bank, rows: list[Row]) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         first = pid_of(lane_of(compute))
         async with compute.unit() as unit:
             with pytest.raises(RuntimeError, match="a worker failed: KeyError: 'no such method'"):
@@ -199,7 +199,7 @@ def test_an_error_in_a_worker_is_the_caller_s_and_the_worker_lives(bank: Bank, r
 
 
 def test_an_answer_to_a_caller_who_left_is_given_to_nobody_else(bank: Bank, rows: list[Row]) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         async with compute.unit() as unit:
             gone = asyncio.create_task(unit.forward(rows * 50, [Vector(bank.arena["polite"], "polite")] * 200))
             await asyncio.sleep(0)
@@ -214,10 +214,10 @@ def test_an_answer_to_a_caller_who_left_is_given_to_nobody_else(bank: Bank, rows
 
 def test_a_thread_answers_as_well(bank: Bank, rows: list[Row]) -> None:
     async def main() -> None:
-        machine = Machine(Classifier(bank), bank.arena.new_slots(2))
+        machine = ModelRunner(Classifier(bank), bank.arena.new_slots(2))
         with ThreadPoolExecutor(1) as thread:
-            lanes: list[Lane] = [ThreadLane(machine, thread)]
-            compute = Compute(machine, lanes)
+            lanes: list[WorkerTransport] = [ThreadTransport(machine, thread)]
+            compute = ExecutorPool(machine, lanes)
             async with compute.unit() as unit:
                 slot = machine.vectors[-1].vector
                 await unit.build("linear", WEIGHTS, slot)

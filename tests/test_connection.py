@@ -17,7 +17,7 @@ import pytest
 from conftest import Service, running
 from servers import until
 
-from app.api.http_server.http_protocol import Together
+from app.api.http_server.http_protocol import CoalescingTransport
 from app.models.bank import BankSpec
 
 HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -421,7 +421,7 @@ def test_a_long_body_is_sent_on_while_the_loop_does_not_turn() -> None:
         loop, (here, there) = asyncio.get_running_loop(), socket.socketpair()
         transport, _ = await loop.create_connection(asyncio.Protocol, sock=here)
         there.setblocking(False)
-        together = Together(transport, loop)
+        together = CoalescingTransport(transport, loop)
         together.write(b"head")
         with pytest.raises(BlockingIOError):
             there.recv(1)

@@ -12,7 +12,7 @@ import pytest
 from app.models.bank import Bank
 from app.models.classifier import Classifier
 from app.serving.cpu_affinity import ALLOWED, UNKNOWN, current_core, move_to
-from app.serving.worker_process import WorkerLane
+from app.serving.worker_process import ProcessTransport
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says and sets on which core a thread runs")
 
@@ -50,7 +50,7 @@ def test_the_loop_goes_on_where_the_worker_answered(bank: Bank, monkeypatch: pyt
 
     async def main() -> None:
         slots = bank.arena.new_slots(1)
-        lane = WorkerLane(Classifier(bank), slots, 1)
+        lane = ProcessTransport(Classifier(bank), slots, 1)
         await lane.start()
         try:
             await lane.call("build", "linear", {"base": 0.5, "angry": 0.5}, len(bank.arena.rows))

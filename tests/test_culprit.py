@@ -21,14 +21,14 @@ from app.errors import DeviceLost, NotFinite, PassFailed
 from app.models.bank import Bank, BankSpec
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
-from app.models.operands import Fixed
-from app.models.tokenizer import Row, TextEncoder
-from app.serving.background_inference import Errands
+from app.models.operands import FixedOperands
+from app.models.tokenizer import Row, TextTokenizer
+from app.serving.background_inference import BackgroundInference
 from app.serving.batcher import Batcher
 from app.serving.blend_provider import Weights
-from app.serving.executor import Compute, Machine, ThreadLane, Vector, logits_of
+from app.serving.executor import ExecutorPool, ModelRunner, ThreadTransport, Vector, logits_of
 from app.serving.memory_limits import did_not_fit
-from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.weights.recipe import Cookbook
 
 POISON = Row([2, 10**6, 3], [0, 0, 0], truncated=False)
@@ -43,7 +43,7 @@ class Counting(Classifier):
         self.sizes: list[int] = []
         self.error: Exception | None = None
 
-    def batch(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+    def batch(self, rows: Sequence[Row], weights: Sequence[FixedOperands | Mix]) -> Tensor:
         self.sizes.append(len(rows))
         if self.error is not None:
             raise self.error
@@ -51,7 +51,7 @@ class Counting(Classifier):
 
 
 class Scene:
-    def __init__(self, bank: Bank, machine: Machine, compute: Compute, batcher: Batcher) -> None:
+    def __init__(self, bank: Bank, machine: ModelRunner, compute: ExecutorPool, batcher: Batcher) -> None:
         assert isinstance(machine.classifier, Counting)
         self.classifier, self.machine, self.compute, self.batcher = machine.classifier, machine, compute, batcher
         self.recipes = Cookbook(bank.variants)
@@ -67,9 +67,9 @@ class Scene:
 
 def with_a_batcher(bank: Bank, scenario: Callable[[Scene], Awaitable[None]]) -> None:
     async def main() -> None:
-        machine = Machine(Counting(bank), bank.arena.new_slots(2))
+        machine = ModelRunner(Counting(bank), bank.arena.new_slots(2))
         with ThreadPoolExecutor(1) as thread:
-            compute = Compute(machine, [ThreadLane(machine, thread)])
+            compute = ExecutorPool(machine, [ThreadTransport(machine, thread)])
             batcher = Batcher(compute, 10**6, 10**6, 60.0)
             running = asyncio.create_task(batcher.run())
             try:
@@ -84,7 +84,7 @@ def with_a_batcher(bank: Bank, scenario: Callable[[Scene], Awaitable[None]]) -> 
 
 @pytest.fixture(scope="module")
 def rows(bank: Bank) -> list[Row]:
-    return TextEncoder(bank.tokenizer, bank.config, 64).encode([f"late order {i}" for i in range(63)])
+    return TextTokenizer(bank.tokenizer, bank.config, 64).encode([f"late order {i}" for i in range(63)])
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -141,8 +141,8 @@ def test_weights_that_fail_every_text_fail_those_on_others_not(bank: Bank, rows:
         broken = Weights("", scene.recipes.read("base"), Vector(bank.arena["base"], "base"), "memory", 0.0)
         batch = scene.machine.classifier.batch
 
-        def some(rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
-            if any(isinstance(one, Fixed) and one.section == bank.arena["base"].data_ptr() for one in weights):
+        def some(rows: Sequence[Row], weights: Sequence[FixedOperands | Mix]) -> Tensor:
+            if any(isinstance(one, FixedOperands) and one.section == bank.arena["base"].data_ptr() for one in weights):
                 raise RuntimeError("broken")
             return batch(rows, weights)
 
@@ -156,7 +156,7 @@ def test_weights_that_fail_every_text_fail_those_on_others_not(bank: Bank, rows:
 
 def test_a_background_pass_names_the_text_that_fails(bank: Bank, rows: list[Row]) -> None:
     async def scenario(scene: Scene) -> None:
-        errands = Errands.__new__(Errands)  # what runs a piece needs nothing else
+        errands = BackgroundInference.__new__(BackgroundInference)  # what runs a piece needs nothing else
         operand = scene.weights("angry").operand
         async with scene.compute.unit() as unit:
             with pytest.raises(PassFailed, match="one of the texts: the model fails on it"):
@@ -310,8 +310,8 @@ def test_passes_of_a_sweep_are_stored_only_if_they_are_numbers(bank: Bank) -> No
         def logits(self, texts: Sequence[str], recipe: object) -> object:
             return torch.full((len(texts), 3), float("nan")).numpy()
 
-    store = MemoryStore()
-    passes = Passes(Broken(), store)  # type: ignore[arg-type]
+    store = MemoryLogitStore()
+    passes = LogitCache(Broken(), store)  # type: ignore[arg-type]
     with pytest.raises(NotFinite, match="the blend angry@1 gives logits that are not finite"):
         passes.logits(["a", "b"], Cookbook(bank.variants).read("angry"))
     assert not store._logits

@@ -14,7 +14,7 @@ from servers import cluster
 from app.cluster.document_store import DocumentStore
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
-from app.errors import RedisAway
+from app.errors import RedisUnavailable
 
 
 def run(url: str, scenario: Callable[[DocumentStore], Awaitable[None]]) -> None:
@@ -106,7 +106,7 @@ def test_an_outage_is_one_sentence(tmp_path: Path) -> None:
             lambda: store.listen(lambda: None, lambda ticket, text: None),
         ]
         for call in calls:
-            with pytest.raises(RedisAway, match=r"redis does not answer or refuses \(ConnectionError\)"):
+            with pytest.raises(RedisUnavailable, match=r"redis does not answer or refuses \(ConnectionError\)"):
                 await call()
 
     run(f"unix://{tmp_path}/redis.sock", scenario)
@@ -116,7 +116,7 @@ def test_a_key_of_another_type_is_an_outage_and_not_an_error(redis: Redis, redis
     redis.set("test:aliases", "a string")
 
     async def scenario(store: DocumentStore) -> None:
-        with pytest.raises(RedisAway, match="ResponseError"):
+        with pytest.raises(RedisUnavailable, match="ResponseError"):
             await store.mark()
 
     run(redis_url, scenario)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.cluster.replicated import Following
+from app.cluster.replicated import Replicated
 from app.serving.alias_history import Alias
 
 
@@ -17,7 +17,7 @@ def test_who_is_late_with_an_older_version_changes_nothing() -> None:
         seen.append(alias)
 
     async def scenario() -> None:
-        following = Following("aliases", None, Alias.decoded, note)
+        following = Replicated("aliases", None, Alias.decoded, note)
         for alias in (first, second, first):
             await following.adopt(alias)
         assert following.known == {"prod": second} and seen == [first, second]

@@ -16,10 +16,10 @@ from test_compute import pid_of, with_workers
 
 from app.models.bank import Bank, BankSpec
 from app.models.classifier import Classifier
-from app.models.tokenizer import Row, TextEncoder
-from app.serving.executor import Compute, Unit, Vector, logits_of
+from app.models.tokenizer import Row, TextTokenizer
+from app.serving.executor import Executor, ExecutorPool, Vector, logits_of
 from app.serving.hedging import FEW, Usual, first_answer
-from app.serving.worker_process import HANG_SECONDS, WorkerLane
+from app.serving.worker_process import HANG_SECONDS, ProcessTransport
 from app.weights.arena import Vectors
 from app.weights.methods import METHODS
 
@@ -30,15 +30,15 @@ WEIGHTS = {"base": 0.6, "angry": 0.4}
 
 @pytest.fixture(scope="module")
 def rows(bank: Bank) -> list[Row]:
-    return TextEncoder(bank.tokenizer, bank.config, 64).encode(["late order", "thanks, great!"])
+    return TextTokenizer(bank.tokenizer, bank.config, 64).encode(["late order", "thanks, great!"])
 
 
-def worker(unit: Unit) -> int:
-    assert isinstance(unit.lane, WorkerLane)
+def worker(unit: Executor) -> int:
+    assert isinstance(unit.lane, ProcessTransport)
     return pid_of(unit.lane)
 
 
-async def warm(compute: Compute, bank: Bank, rows: list[Row], slots: Vectors) -> None:
+async def warm(compute: ExecutorPool, bank: Bank, rows: list[Row], slots: Vectors) -> None:
     """What is usual is known."""
     async with compute.unit() as unit:
         for _ in range(FEW):
@@ -49,7 +49,7 @@ async def warm(compute: Compute, bank: Bank, rows: list[Row], slots: Vectors) ->
 def test_a_pass_on_a_stopped_worker_is_answered_by_another_one(bank: Bank, rows: list[Row]) -> None:
     expected = {name: Classifier(bank).logits(bank.arena[name], rows) for name in ("angry", "polite")}
 
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         await warm(compute, bank, rows, slots)
         begun = time.monotonic()
         async with compute.unit() as unit:
@@ -78,7 +78,7 @@ def test_a_pass_on_a_stopped_worker_is_answered_by_another_one(bank: Bank, rows:
 
 
 def test_a_pass_waits_for_a_unit_if_all_are_busy(bank: Bank, rows: list[Row]) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         await warm(compute, bank, rows, slots)
         busy = await compute.take()
         async with compute.unit() as unit:
@@ -93,7 +93,7 @@ def test_a_pass_waits_for_a_unit_if_all_are_busy(bank: Bank, rows: list[Row]) ->
 
 
 def test_who_stops_waiting_leaves_no_unit_behind(bank: Bank, rows: list[Row]) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         await warm(compute, bank, rows, slots)
         units = [await compute.take(), await compute.take()]
         stopped = [worker(unit) for unit in units]
@@ -118,7 +118,7 @@ def test_who_stops_waiting_leaves_no_unit_behind(bank: Bank, rows: list[Row]) ->
 
 
 def test_a_stopped_worker_that_builds_is_replaced_and_never_goes_on(bank: Bank, rows: list[Row]) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         await warm(compute, bank, rows, slots)
         slot, expected = slots.rows[1], bank.arena.new_vector()
         METHODS["linear"](bank.arena, WEIGHTS, expected)
@@ -139,7 +139,7 @@ def test_a_stopped_worker_that_builds_is_replaced_and_never_goes_on(bank: Bank, 
 
 
 def test_a_lone_worker_is_waited_for(bank: Bank, rows: list[Row]) -> None:
-    async def scenario(compute: Compute, slots: Vectors) -> None:
+    async def scenario(compute: ExecutorPool, slots: Vectors) -> None:
         await warm(compute, bank, rows, slots)
         async with compute.unit() as unit:
             stopped = worker(unit)

@@ -14,9 +14,9 @@ from app.models import int8
 from app.models.bank import Bank, BankSpec
 from app.models.classifier import Classifier
 from app.models.int8 import Int8Block, Int8Copies, Quantised
-from app.models.operands import Fixed, product
-from app.models.tokenizer import Row, TextEncoder
-from app.serving.executor import Compute, Machine, ThreadLane, Vector, logits_of
+from app.models.operands import FixedOperands, product
+from app.models.tokenizer import Row, TextTokenizer
+from app.serving.executor import ExecutorPool, ModelRunner, ThreadTransport, Vector, logits_of
 from app.weights.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not int8.int8_is_fast(), reason="this processor has no int8 products (VNNI)")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not int8.int8_is_fast(), reason="this processor 
 @pytest.fixture(scope="module")
 def rows(bank: Bank) -> list[Row]:
     texts = [f"{'late ' * (i % 9)} order {i}, they never answer" for i in range(40)]
-    return TextEncoder(bank.tokenizer, bank.config, 64).encode(texts)
+    return TextTokenizer(bank.tokenizer, bank.config, 64).encode(texts)
 
 
 def copies(bank: Bank, room: int = 8) -> Int8Copies:
@@ -63,7 +63,7 @@ def test_logits_are_near_those_of_float32(bank: Bank, rows: list[Row]) -> None:
 
 def test_only_hot_vectors_get_a_copy_and_only_so_many(bank: Bank) -> None:
     kept = copies(bank, room=2)
-    vectors = [Fixed(bank.arena.layout, row) for row in bank.arena.rows]
+    vectors = [FixedOperands(bank.arena.layout, row) for row in bank.arena.rows]
     enough = int8.WORTH_TOKENS
     assert kept.of(vectors[0], "a", enough - 1) is vectors[0]
     first = kept.of(vectors[0], "a", 1)
@@ -76,10 +76,10 @@ def test_only_hot_vectors_get_a_copy_and_only_so_many(bank: Bank) -> None:
 
 def test_a_slot_with_another_blend_is_quantised_anew(bank: Bank, rows: list[Row]) -> None:
     async def main() -> None:
-        machine = Machine(Classifier(bank), bank.arena.new_slots(1), int8=True)
+        machine = ModelRunner(Classifier(bank), bank.arena.new_slots(1), int8=True)
         slot = machine.vectors[-1].vector
         with ThreadPoolExecutor(1) as thread:
-            compute = Compute(machine, [ThreadLane(machine, thread)])
+            compute = ExecutorPool(machine, [ThreadTransport(machine, thread)])
             async with compute.unit() as unit:
                 for name in ("angry", "polite"):
                     await unit.build("linear", {"base": 0.5, name: 0.5}, slot)

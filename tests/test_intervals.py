@@ -8,7 +8,7 @@ import pytest
 from app.experiments.stats import estimators
 from app.experiments.stats.dose_response import Dose, dose_response, doses_of
 from app.experiments.stats.estimators import Estimate
-from app.experiments.stats.regression import Cell
+from app.experiments.stats.regression import RegressionCell
 from app.weights.recipe import Cookbook
 from tests.units import moments
 
@@ -99,7 +99,7 @@ def curve(random: np.random.Generator, slope: float, bend: float, units: int = 4
     for phase in range(phases):
         for arm, t in TS.items():
             y = random.normal(0.3 + phase + slope * t + bend * t * t, 0.4, units // phases)
-            cells.append(Cell(phase, arm, len(y), float(y.mean()), float(y.var())))
+            cells.append(RegressionCell(phase, arm, len(y), float(y.mean()), float(y.var())))
     found = dose_response(cells, TS)
     assert found is not None
     return found
@@ -128,7 +128,7 @@ def test_a_curve_that_bends_upwards_is_best_at_an_end() -> None:
 
 
 def test_a_curve_that_is_no_quadratic_says_so() -> None:
-    cells = [Cell(1, arm, 5_000, float(t == 0.5), 0.1) for arm, t in TS.items()]
+    cells = [RegressionCell(1, arm, 5_000, float(t == 0.5), 0.1) for arm, t in TS.items()]
     found = dose_response(cells, TS)
     assert found is not None and found.misfit_p is not None and found.misfit_p < 1e-6
 

@@ -14,23 +14,23 @@ from synthetic import LINE, Synthetic, drawn
 
 from app.errors import BadData
 from app.sweep.build_result import findings
-from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.one_line import sweep
 from app.sweep.report import trackers
-from app.sweep.sweep_result import Findings
-from app.sweep.sweep_spec import Question
+from app.sweep.sweep_result import SweepResult
+from app.sweep.sweep_spec import SweepSpec
 
 
 @pytest.fixture(scope="module")
-def found() -> Findings:
+def found() -> SweepResult:
     provider = Synthetic()
     targets = [drawn(provider, 60, t=0.6, temperature=1.3, seed=seed, name=f"set{seed}") for seed in (1, 2)]
-    passes = Passes(provider, MemoryStore())
-    question = Question(LINE, targets, [1.0, 1.0], 4.0, draws=100)
+    passes = LogitCache(provider, MemoryLogitStore())
+    question = SweepSpec(LINE, targets, [1.0, 1.0], 4.0, draws=100)
     return findings(question, *sweep(question, passes), passes, provider.labels)
 
 
-def test_tensorboard_reads_the_curve_and_the_answer(found: Findings, tmp_path: Path) -> None:
+def test_tensorboard_reads_the_curve_and_the_answer(found: SweepResult, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trackers.to_tensorboard(found, tmp_path)
@@ -66,7 +66,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def test_an_offline_run_holds_the_curve_and_the_answer_and_nothing_of_the_machine(
-    found: Findings, tmp_path: Path
+    found: SweepResult, tmp_path: Path
 ) -> None:
     trackers.to_wandb(found, tmp_path / "runs")
     (path,) = (tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb")
@@ -99,7 +99,7 @@ def test_an_offline_run_holds_the_curve_and_the_answer_and_nothing_of_the_machin
     ],
 )
 def test_without_the_extra_one_sentence_says_what_is_missing(
-    found: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, write: Any, sentence: str
+    found: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, write: Any, sentence: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BadData, match=sentence):

@@ -17,7 +17,7 @@ from ledgers import NAME, START, TONE, Known, expected, ledger, tell, traffic, u
 from redis import Redis
 from servers import Server, cluster, line_to, server
 
-from app.errors import RedisAway, SpoolFull, UnknownMetric
+from app.errors import RedisUnavailable, SpoolFull, UnknownMetric
 from app.experiments.events import event_ledger as module
 from app.experiments.events.aggregation import MOST_OUTCOMES
 from app.experiments.events.event import Event, Outcome
@@ -76,7 +76,7 @@ def test_what_is_accepted_while_redis_is_away_arrives_later_in_order(tmp_path: P
                 there.kill()
                 await tell(pod, events[100:])
                 assert pod.spool.unread
-                with pytest.raises(RedisAway):
+                with pytest.raises(RedisUnavailable):
                     await pod.sums(NAME)
                 await asyncio.to_thread(there.start)
                 await until_folded(pod, events)

@@ -21,7 +21,7 @@ from app.cli.segments_command import add_segments, put_live, run_segments
 from app.errors import BadData, BadSegments
 from app.models.bank import Bank, BankSpec
 from app.segments import segment_registry
-from app.segments.segment_registry import LiveTables
+from app.segments.segment_registry import SegmentRegistry
 from app.segments.segment_table import SegmentTable, Setting, read_table
 from app.sweep.logits.local_provider import LocalProvider
 from app.weights.recipe import Cookbook
@@ -163,7 +163,7 @@ def test_what_cannot_be_gone_by_is_refused_in_one_sentence(pod: Callable[[], htt
 
 
 def test_a_bank_without_classes_goes_by_no_temperatures(bank: Bank) -> None:
-    tables = LiveTables(Cookbook(["angry"], temperatures=False), bank.fingerprint, {}, None)
+    tables = SegmentRegistry(Cookbook(["angry"], temperatures=False), bank.fingerprint, {}, None)
     with pytest.raises(BadSegments, match="segment 'pooled': .* a temperature means nothing"):
         asyncio.run(tables.put("angry", table_at(0.2, bank)))
 

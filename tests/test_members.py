@@ -28,7 +28,7 @@ from app.models.bank_manifest import read_card, write_card
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier
 from app.models.configuration import FURTHER, OURS, SERVED, config_of, read_config
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 
 TEXT = "the refund came late again"
 
@@ -54,7 +54,7 @@ def forget(folder: Path, key: str) -> None:
 def scores(folder: Path, recipe_of: str, **variants: Path) -> dict[str, float]:
     """Logits of a member by the name of their label, as Tween gives them."""
     bank = load(folder, **variants)
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode([TEXT])
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode([TEXT])
     return dict(zip(bank.labels, Classifier(bank).logits(bank.arena[recipe_of], rows)[0].tolist(), strict=True))
 
 

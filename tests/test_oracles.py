@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from app.experiments.events.aggregates import Moments
 from app.experiments.stats import estimators, multiplicity, power, sample_ratio, sequential_tests
 from app.experiments.stats.estimators import Estimate
-from app.experiments.stats.regression import Cell, dose_rows, fit
+from app.experiments.stats.regression import RegressionCell, dose_rows, fit
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -141,7 +141,7 @@ def test_units_for_a_power(case: dict[str, Any]) -> None:
 
 def test_the_curve_over_a_dose() -> None:
     numbers = STATSMODELS["dose"]
-    cells = [Cell(1, str(a["t"]), a["units"], a["mean"], a["variance"]) for a in numbers["arms"]]
+    cells = [RegressionCell(1, str(a["t"]), a["units"], a["mean"], a["variance"]) for a in numbers["arms"]]
     found = fit(cells, dose_rows({str(a["t"]): a["t"] for a in numbers["arms"]}))
     assert found is not None
     assert found.coefficients == pytest.approx(numbers["coefficients"], rel=1e-8)

@@ -14,7 +14,7 @@ from redis.asyncio import RedisCluster
 from servers import cluster
 
 from app.cache import prediction_cache as module
-from app.cache.prediction_cache import Known, Name, Predictions
+from app.cache.prediction_cache import Known, Name, PredictionCache
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 
@@ -32,11 +32,11 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    url: str | None, scenario: Callable[[Predictions, AsyncRedis], Awaitable[None]], products: str = "float"
-) -> Predictions:
-    async def main() -> Predictions:
+    url: str | None, scenario: Callable[[PredictionCache, AsyncRedis], Awaitable[None]], products: str = "float"
+) -> PredictionCache:
+    async def main() -> PredictionCache:
         redis = connect(RedisUrl.parse(url or "unix:///nothing")).redis
-        made = Predictions(redis if url else None, "test", products, 3, ttl=60)
+        made = PredictionCache(redis if url else None, "test", products, 3, ttl=60)
         await asyncio.wait_for(scenario(made, redis), 30)
         await made.close()
         await redis.aclose()
@@ -49,7 +49,7 @@ def run(
 
 
 def test_in_this_process_a_text_is_known_exactly_as_it_came() -> None:
-    async def scenario(predictions: Predictions, redis: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, redis: AsyncRedis) -> None:
         predictions.remember(BLEND, "late order", KNOWN)
         assert predictions.recall(BLEND, "late order") == KNOWN
         for other in ("Late order", "late order ", "late  order", ("late", " order"), ("late order", "")):
@@ -81,13 +81,13 @@ def test_in_redis_an_input_is_its_tokens_and_their_types() -> None:
 
 
 def test_what_one_process_ran_another_finds_in_a_few_dozen_bytes(redis: Redis, redis_url: str) -> None:
-    async def remembers(predictions: Predictions, redis: AsyncRedis) -> None:
+    async def remembers(predictions: PredictionCache, redis: AsyncRedis) -> None:
         assert await predictions.look_up([NAME]) == [None]
         predictions.remember(BLEND, "late", KNOWN, NAME)
         await predictions.settle()
         assert await predictions.look_up([NAME, NAME]) == [LOGITS, LOGITS]
 
-    async def finds(predictions: Predictions, redis: AsyncRedis) -> None:
+    async def finds(predictions: PredictionCache, redis: AsyncRedis) -> None:
         assert await predictions.look_up([Name(ANOTHER, NAME.digest), NAME]) == [None, LOGITS]
 
     counters = run(redis_url, remembers).counters()
@@ -103,7 +103,7 @@ def test_what_one_process_ran_another_finds_in_a_few_dozen_bytes(redis: Redis, r
 def test_look_ups_and_writes_of_many_requests_travel_together(redis: Redis, redis_url: str) -> None:
     names = [Name.of(blend, [i], [0]) for i in range(20) for blend in (BLEND, ANOTHER)]
 
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         await client.ping()
         redis.config_resetstat()
         for name in names:
@@ -135,7 +135,7 @@ def test_look_ups_and_writes_of_many_requests_travel_together(redis: Redis, redi
 def test_a_wrong_value_is_a_miss_and_is_overwritten(
     redis: Redis, redis_url: str, damage: Callable[[bytes], bytes]
 ) -> None:
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         predictions.remember(BLEND, "late", KNOWN, NAME)
         await predictions.settle()
         (key,) = redis.keys()
@@ -151,7 +151,7 @@ def test_a_wrong_value_is_a_miss_and_is_overwritten(
 def test_a_value_under_anothers_name_or_of_another_type_is_a_miss(redis: Redis, redis_url: str) -> None:
     other = Name.of(BLEND, [9], [0])
 
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         predictions.remember(BLEND, "late", KNOWN, NAME)
         await predictions.settle()
         (key,) = redis.keys()
@@ -170,7 +170,7 @@ def test_a_redis_that_hangs_is_waited_for_once_and_then_left_alone(
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.2)
 
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         predictions.remember(BLEND, "late", KNOWN, NAME)
         await predictions.settle()
         redis.execute_command("CLIENT", "PAUSE", 1000, "ALL")
@@ -190,7 +190,7 @@ def test_all_who_wait_are_released_when_redis_fails(
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     names = [[Name.of(BLEND, [i, j], [0, 0]) for j in range(200)] for i in range(100)]
 
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         redis.execute_command("CLIENT", "PAUSE", 1000, "ALL")
         found = await asyncio.gather(*(predictions.look_up(some) for some in names))
         assert found == [[None] * 200] * 100
@@ -200,7 +200,7 @@ def test_all_who_wait_are_released_when_redis_fails(
 
 
 def test_callers_who_hang_up_disturb_nobody(redis: Redis, redis_url: str) -> None:
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         predictions.remember(BLEND, "late", KNOWN, NAME)
         await predictions.settle()
         asking = [asyncio.create_task(predictions.look_up([NAME])) for _ in range(10)]
@@ -215,7 +215,7 @@ def test_callers_who_hang_up_disturb_nobody(redis: Redis, redis_url: str) -> Non
 def test_a_full_redis_refuses_writes_and_still_answers(redis: Redis, redis_url: str) -> None:
     other = Name.of(BLEND, [9], [0])
 
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         predictions.remember(BLEND, "late", KNOWN, NAME)
         await predictions.settle()
         redis.config_set("maxmemory-policy", "noeviction")
@@ -235,7 +235,7 @@ def test_a_full_redis_refuses_writes_and_still_answers(redis: Redis, redis_url: 
 
 
 def test_writes_that_wait_are_bounded(redis: Redis, redis_url: str) -> None:
-    async def scenario(predictions: Predictions, client: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, client: AsyncRedis) -> None:
         for i in range(module.MAX_UNWRITTEN + 10):
             predictions.remember(BLEND, str(i), KNOWN, Name.of(BLEND, [i], [0]))
         await predictions.settle()
@@ -245,7 +245,7 @@ def test_writes_that_wait_are_bounded(redis: Redis, redis_url: str) -> None:
 
 
 def test_without_redis_this_process_remembers_alone_within_its_bound() -> None:
-    async def scenario(predictions: Predictions, redis: AsyncRedis) -> None:
+    async def scenario(predictions: PredictionCache, redis: AsyncRedis) -> None:
         assert await predictions.look_up([NAME]) == [None]
         for i in range(predictions._capacity + 5):
             predictions.remember(BLEND, str(i), KNOWN, NAME)
@@ -266,7 +266,7 @@ def test_on_a_cluster_blends_lie_on_different_nodes(tmp_path: Path) -> None:
 
     async def main(port: int) -> None:
         async with RedisCluster(host="127.0.0.1", port=port) as redis:
-            predictions = Predictions(redis, "test", "float", 3, 60)
+            predictions = PredictionCache(redis, "test", "float", 3, 60)
             for name in names:
                 predictions.remember(name.blend, name.digest, Known(OTHERS, 1, False), name)
             await predictions.settle()

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app.cluster.embedded_redis import PrivateRedis, find_server
+from app.cluster.embedded_redis import EmbeddedRedis, find_server
 
 SCRIPT = """
 import time
-from app.cluster.embedded_redis import PrivateRedis, find_server
-private = PrivateRedis(find_server(), 16)
+from app.cluster.embedded_redis import EmbeddedRedis, find_server
+private = EmbeddedRedis(find_server(), 16)
 print(private.url, flush=True)
 time.sleep(60)
 """
@@ -28,7 +28,7 @@ def server() -> str:
 
 
 def test_it_is_a_real_redis_that_ends_on_request() -> None:
-    private = PrivateRedis(server(), maxmemory_mib=16)
+    private = EmbeddedRedis(server(), maxmemory_mib=16)
     client = Redis.from_url(private.url)
     assert client.set("a", 1) and client.get("a") == b"1"
     assert client.config_get("maxmemory") == {"maxmemory": str(16 * 1024 * 1024)}
@@ -64,7 +64,7 @@ def test_a_server_that_does_not_start_is_an_error(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     with pytest.raises(OSError, match="does not start"):
-        PrivateRedis(str(broken), maxmemory_mib=16)
+        EmbeddedRedis(str(broken), maxmemory_mib=16)
 
 
 def test_a_redis_server_on_the_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

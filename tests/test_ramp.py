@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 from app.weights.layer_depth import depths, stretches
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
@@ -51,7 +51,7 @@ def test_logits_are_those_of_checkpoints_blended_tensor_by_tensor(
     for name, tensor in theirs.state_dict().items():
         shares = {m: (w[0] if is_first(name) else w[1]) if isinstance(w, tuple) else w for m, w in weights.items()}
         tensor.copy_(sum(share * states[m][name] for m, share in shares.items()))
-    rows = TextEncoder(this_bank.tokenizer, this_bank.config, max_tokens=64).encode(TEXTS)
+    rows = TextTokenizer(this_bank.tokenizer, this_bank.config, max_tokens=64).encode(TEXTS)
     ours = Classifier(this_bank).logits(blended(this_bank, weights).vector, rows)
     for text, row in zip(TEXTS, ours, strict=True):
         inputs = this_bank.tokenizer(*([text] if isinstance(text, str) else text), truncation=True, return_tensors="pt")
@@ -65,7 +65,7 @@ def test_ramps_and_plain_recipes_ride_one_batch_and_have_the_logits_of_their_bui
         return
     recipes = [*RECIPES, "angry@0.4", "base", "polite@0.2:0.3", "angry@0.5+polite@0.5", "angry@0.9:0.9"]
     weights = [Cookbook(this_bank.variants).read(recipe).weights for recipe in recipes]
-    rows = TextEncoder(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS * 2)
+    rows = TextTokenizer(this_bank.tokenizer, this_bank.config, 64).encode(TEXTS * 2)
     mixed = classifier.batch(rows, [Mix.of(w, this_bank.arena) for w in weights])
     for row, w, logits in zip(rows, weights, mixed, strict=True):
         built = classifier.logits(blended(this_bank, w).vector, [row])[0]
@@ -115,7 +115,7 @@ def test_t_runs_linearly_from_the_first_to_the_last_layer(deep: Bank) -> None:
 
 def test_a_head_that_only_variants_have_is_mixed_as_it_is_built(deep: Bank) -> None:
     classifier = Classifier(deep)
-    rows = TextEncoder(deep.tokenizer, deep.config, 64).encode(TEXTS)
+    rows = TextTokenizer(deep.tokenizer, deep.config, 64).encode(TEXTS)
     weights = [Cookbook(deep.variants).read(recipe).weights for recipe in RECIPES]
     mixed = classifier.batch(rows, [Mix.of(w, deep.arena) for w in weights])
     for row, w, logits in zip(rows, weights, mixed, strict=True):

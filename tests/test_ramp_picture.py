@@ -12,24 +12,24 @@ from matplotlib.collections import QuadMesh
 from synthetic import LINE, Synthetic, drawn
 
 from app.sweep.build_result import findings
-from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.one_line import sweep
 from app.sweep.report import ramp_plot, sweep_report
-from app.sweep.sweep_result import Findings, Place, Ramp, Value
-from app.sweep.sweep_spec import Question
+from app.sweep.sweep_result import Ramp, RampPoint, SweepResult, Value
+from app.sweep.sweep_spec import SweepSpec
 
 TENTHS = [step / 10 for step in range(11)]
 
 
 @pytest.fixture(scope="module")
-def found() -> Findings:
+def found() -> SweepResult:
     """A sweep whose best ramp goes from 0.2 to 0.9; a t of 1 in the first layer breaks a guard."""
     provider = Synthetic()
-    passes = Passes(provider, MemoryStore())
-    question = Question(LINE, [drawn(provider, 60, 0.6, 1.3, seed=1)], [1.0], 4.0, draws=100)
+    passes = LogitCache(provider, MemoryLogitStore())
+    question = SweepSpec(LINE, [drawn(provider, 60, 0.6, 1.3, seed=1)], [1.0], 4.0, draws=100)
     found = findings(question, *sweep(question, passes), passes, provider.labels)
     surface = [
-        Place(first, last, 0.5 + (first - 0.2) ** 2 + (last - 0.9) ** 2, allowed=first < 1)
+        RampPoint(first, last, 0.5 + (first - 0.2) ** 2 + (last - 0.9) ** 2, allowed=first < 1)
         for first in TENTHS
         for last in TENTHS
     ]
@@ -46,13 +46,13 @@ def found() -> Findings:
         blends=7,
         better=True,
         surface=surface,
-        run=[Place(t, t, 0.55, True), Place(0.2, 0.9, 0.5, True)],
+        run=[RampPoint(t, t, 0.55, True), RampPoint(0.2, 0.9, 0.5, True)],
     )
     found.best = replace(found.best, recipe=found.ramp.recipe, temperature=found.ramp.temperature)
     return found
 
 
-def test_the_first_layer_runs_across_and_the_last_one_up(found: Findings) -> None:
+def test_the_first_layer_runs_across_and_the_last_one_up(found: SweepResult) -> None:
     assert found.ramp is not None
     surface = ramp_plot._figure(found, found.ramp).axes[0]
     assert surface.get_xlabel() == "t in the first layer   (0 is base, 1 is finance)"
@@ -76,7 +76,9 @@ def test_shades_change_colour_at_zero_and_reach_over_all_values(low: float, high
     assert worse[0] < worse[2], "the faintest blue"
 
 
-def test_the_folder_and_the_page_have_the_picture_as_long_as_there_is_a_ramp(found: Findings, tmp_path: Path) -> None:
+def test_the_folder_and_the_page_have_the_picture_as_long_as_there_is_a_ramp(
+    found: SweepResult, tmp_path: Path
+) -> None:
     sweep_report.write(found, tmp_path)
     assert (tmp_path / "ramp.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "ramp.svg").getroot().tag.endswith("svg")

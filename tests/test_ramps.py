@@ -15,9 +15,9 @@ from app.errors import BadData
 from app.sweep.data.dataset import Dataset
 from app.sweep.layer_ramp import NODES, ROUNDS, swept
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_cache import MemoryStore, Passes
-from app.sweep.sweep_result import Findings
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
+from app.sweep.sweep_result import SweepResult
+from app.sweep.sweep_spec import Guard, SweepSpec
 from app.weights.recipe import Cookbook, Recipe
 
 COOKBOOK = Cookbook(["finance", "airline"])
@@ -50,11 +50,11 @@ def _normals(text: str) -> NDArray[np.float64]:
     return np.random.default_rng(int(text)).normal(size=(6, 3))
 
 
-def found(target: Dataset, provider: Layered | Synthetic | None = None, **asked: object) -> Findings:
+def found(target: Dataset, provider: Layered | Synthetic | None = None, **asked: object) -> SweepResult:
     provider = provider or Layered()
     line = Line.read("finance", COOKBOOK)
-    question = Question(line, [target], [1.0], 1.0, draws=300, ramp=True, **asked)  # type: ignore[arg-type]
-    return swept(question, Passes(provider, MemoryStore()), list(provider.labels))
+    question = SweepSpec(line, [target], [1.0], 1.0, draws=300, ramp=True, **asked)  # type: ignore[arg-type]
+    return swept(question, LogitCache(provider, MemoryLogitStore()), list(provider.labels))
 
 
 def test_the_ramp_that_made_the_labels_is_found_and_recommended() -> None:
@@ -129,7 +129,7 @@ def test_logits_that_follow_no_curve_get_no_surface() -> None:
 @pytest.mark.parametrize("asked", [{"rule": "nearest"}, {"penalty": "folds"}, {"penalty": 0.1}, {"grid": [0, 1]}])
 def test_what_does_not_go_together_is_refused(asked: dict[str, object]) -> None:
     with pytest.raises(BadData, match="leave grid, lambda and the rule nearest out"):
-        Question(LINE, [drawn(Synthetic(), 40, 0.5, 1.0, 9)], [1.0], 1.0, ramp=True, **asked)  # type: ignore[arg-type]
+        SweepSpec(LINE, [drawn(Synthetic(), 40, 0.5, 1.0, 9)], [1.0], 1.0, ramp=True, **asked)  # type: ignore[arg-type]
 
 
 def test_a_line_between_variants_has_ramps_too() -> None:

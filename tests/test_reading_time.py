@@ -24,7 +24,7 @@ from app.segments.segment_classifier import buckets_of
 from app.segments.segment_table import table_of
 from app.sweep.data.dataset import Columns, dataset_of
 from app.sweep.logits.line import Line
-from app.sweep.sweep_order import Given
+from app.sweep.sweep_order import GivenData
 from app.weights.auto_recipe import automatic
 from app.weights.recipe import NUMBER, Cookbook
 
@@ -38,21 +38,21 @@ CSV = "text,label\n"
 
 
 def csv(text: str) -> object:
-    return dataset_of("data", Given("data", CSV + text).rows, ["positive", "negative"], Columns())
+    return dataset_of("data", GivenData("data", CSV + text).rows, ["positive", "negative"], Columns())
 
 
 def header(text: str) -> object:
-    return dataset_of("data", Given("data", text + "\na,b\n").rows, ["positive", "negative"], Columns())
+    return dataset_of("data", GivenData("data", text + "\na,b\n").rows, ["positive", "negative"], Columns())
 
 
 def labelled(text: str) -> object:
     rows = [{"text": "late", "label": text, "time": text}] * 20
-    return dataset_of("data", Given("data", rows).rows, ["positive", "negative"], Columns())
+    return dataset_of("data", GivenData("data", rows).rows, ["positive", "negative"], Columns())
 
 
 def timed(text: str) -> object:
     rows = [{"text": f"late {i}", "label": i % 2, "time": text} for i in range(20)]
-    return dataset_of("data", Given("data", rows).rows, ["positive", "negative"], Columns())
+    return dataset_of("data", GivenData("data", rows).rows, ["positive", "negative"], Columns())
 
 
 def experiment(text: str) -> object:

@@ -22,10 +22,10 @@ from app.errors import OutOfMemory
 from app.models import cuda_graphs, packed_forward
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
-from app.models.cuda_graphs import Recordings, Replay, Shape, shape_for
-from app.models.operands import Blended, Fixed, Operands
-from app.models.tokenizer import Row, TextEncoder
-from app.serving.executor import Compute, Machine, Place, ThreadLane
+from app.models.cuda_graphs import GridShape, Recordings, Replay, shape_for
+from app.models.operands import FixedOperands, MixedOperands, Operands
+from app.models.tokenizer import Row, TextTokenizer
+from app.serving.executor import ExecutorPool, ModelRunner, ThreadTransport, VectorRef
 from app.weights import arena
 from app.weights.methods import METHODS
 
@@ -69,7 +69,7 @@ def _is_tensor(value: object) -> bool:
 
 @pytest.fixture
 def rows(bank: Bank) -> list[Row]:
-    return TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    return TextTokenizer(bank.tokenizer, bank.config, 64).encode(TEXTS)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_replay_gives_the_logits_of_other_rows_and_of_what_then_lies_in_the_sl
     for number, t in enumerate((0.3, 0.3, 0.7, 0.9)):
         METHODS["linear"](classifier.arena, {"base": 1 - t, "angry": t}, slot)
         some = [rows[(number + i) % len(rows)] for i in range(3)]
-        assert shape_for([len(row) for row in some]) == Shape(4, 16)
+        assert shape_for([len(row) for row in some]) == GridShape(4, 16)
         agree(classifier.logits(slot, some), plain.logits(slot, some))
     assert recordings.replayed == 2 and len(tape.calls) > 20
 
@@ -125,9 +125,9 @@ def test_ramps_and_what_is_too_large_run_as_ever(plain: Classifier, taped: Taped
 
 
 def test_shapes_are_few_and_hold_what_they_are_for() -> None:
-    assert shape_for([5]) == Shape(1, 16)
-    assert shape_for([16, 17, 3]) == Shape(4, 32)
-    assert shape_for([64] * 32) == Shape(32, 64)
+    assert shape_for([5]) == GridShape(1, 16)
+    assert shape_for([16, 17, 3]) == GridShape(4, 32)
+    assert shape_for([64] * 32) == GridShape(32, 64)
     assert shape_for([64] * 33) is None and shape_for([513]) is None and shape_for([1] * 65) is None
     shapes = {shape_for([n] * texts) for n in range(1, 513) for texts in range(1, 65)} - {None}
     assert len(shapes) == 50
@@ -138,7 +138,7 @@ def test_every_packed_architecture_replays(name: str, tmp_path: Path) -> None:
     bank = load_bank(BankSpec.from_toml(pico.write_bank(tmp_path, name) / "bank.toml"), torch.device("cpu"))
     classifier, plain = Classifier(bank), Classifier(bank)
     recordings = classifier.record(Tape())
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(TEXTS)
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode(TEXTS)
     for number in range(4):
         some = rows[number : number + 2]
         mix = Mix((0.8 - 0.1 * number, 0.2 + 0.1 * number, 0.0))
@@ -211,8 +211,8 @@ class Short:
 def test_a_shortage_while_recording_is_that_of_a_pass_and_ends_nothing(bank: Bank, rows: list[Row]) -> None:
     classifier = Classifier(bank)
     recordings = classifier.record(Short(Tape()))
-    machine = Machine(classifier, bank.arena.new_slots(1))
-    place = Place(bank.arena.names.index("angry"), "angry")
+    machine = ModelRunner(classifier, bank.arena.new_slots(1))
+    place = VectorRef(bank.arena.names.index("angry"), "angry")
     machine.forward(rows[:1], [place])
     with pytest.raises(OutOfMemory):
         machine.forward(rows[:1], [place])
@@ -261,12 +261,12 @@ def test_a_recorded_pass_neither_waits_for_its_device_nor_copies_from_the_host(b
     """On tensors without values: what asks for one fails, and what lies on the host shows."""
     family, layout = Classifier(bank)._family, bank.arena.layout
     assert family is not None
-    shape = Shape(2, 16)
+    shape = GridShape(2, 16)
     arena._on_device.cache_clear()
 
-    def run(cells: Tensor, shares: Tensor, members: list[Fixed]) -> Tensor:
+    def run(cells: Tensor, shares: Tensor, members: list[FixedOperands]) -> Tensor:
         partials = {one.start: one for one in bank.arena.partials}
-        operands: Operands = Blended(members, partials, shares, (0, 1)) if mixed else members[1]
+        operands: Operands = MixedOperands(members, partials, shares, (0, 1)) if mixed else members[1]
         return packed_forward.forward(family, operands, packed_forward.on_board(cells, *shape)).float()
 
     try:
@@ -274,7 +274,7 @@ def test_a_recorded_pass_neither_waits_for_its_device_nor_copies_from_the_host(b
             cells = torch.zeros(4, 32, dtype=torch.long)
             shares = torch.zeros(32, len(bank.arena.rows))
             vectors = torch.zeros(bank.arena.rows.shape)
-            members = [Fixed(layout, vector) for vector in vectors]
+            members = [FixedOperands(layout, vector) for vector in vectors]
             run(cells, shares, members)  # what is copied once is copied now
             tape = Tape()
             with tape:
@@ -292,8 +292,8 @@ def test_a_recorded_pass_neither_waits_for_its_device_nor_copies_from_the_host(b
 def test_replays_are_counted_by_the_compute_that_they_ran_on(bank: Bank, taped: Taped, rows: list[Row]) -> None:
     async def main() -> int:
         with ThreadPoolExecutor(1) as thread:
-            machine = Machine(taped[0], bank.arena.new_slots(1))
-            compute = Compute(machine, [ThreadLane(machine, thread)])
+            machine = ModelRunner(taped[0], bank.arena.new_slots(1))
+            compute = ExecutorPool(machine, [ThreadTransport(machine, thread)])
             async with compute.unit() as unit:
                 for _ in range(5):
                     await unit.forward(rows[:2], [Mix((0.7, 0.3, 0.0))] * 2)

@@ -20,7 +20,7 @@ from app.errors import BadBank, TweenError
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.bank_manifest import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 from app.weights.recipe import Recipe
 
 Serve = Callable[..., Service]
@@ -60,8 +60,8 @@ def test_a_bank_from_its_card_reads_texts_and_runs_blends_as_the_bank_itself(tmp
     whole = load_bank(BankSpec.from_toml(pico.write_bank(tmp_path, architecture) / "bank.toml"), CPU)
     small = read_card(write_card(whole), whole.fingerprint, CPU)
     assert small.tokenizer.backend_tokenizer.to_str() == whole.tokenizer.backend_tokenizer.to_str()
-    rows = TextEncoder(whole.tokenizer, whole.config, 512).encode(TEXTS)
-    assert TextEncoder(small.tokenizer, small.config, 512).encode(TEXTS) == rows
+    rows = TextTokenizer(whole.tokenizer, whole.config, 512).encode(TEXTS)
+    assert TextTokenizer(small.tokenizer, small.config, 512).encode(TEXTS) == rows
     slot = small.arena.new_slots(1).rows[0]
     slot.copy_(whole.arena["angry"])
     logits = Classifier(whole).logits(whole.arena["angry"], rows)
@@ -80,8 +80,8 @@ def test_a_bank_from_its_card_cuts_texts_on_the_side_where_the_bank_does(tmp_pat
     whole = load_bank(BankSpec.from_toml(folders / "bank.toml"), CPU)
     small = read_card(write_card(whole), whole.fingerprint, CPU)
     texts = [" ".join(pico.WORDS * 3) + " <sep> late"]
-    rows = TextEncoder(whole.tokenizer, whole.config, 32).encode(texts)
-    assert TextEncoder(small.tokenizer, small.config, 32).encode(texts) == rows
+    rows = TextTokenizer(whole.tokenizer, whole.config, 32).encode(texts)
+    assert TextTokenizer(small.tokenizer, small.config, 32).encode(texts) == rows
     ids = AutoTokenizer.from_pretrained(folders / "base")(texts[0], truncation=True, max_length=32)["input_ids"]
     assert rows[0].ids == ids and rows[0].truncated
 

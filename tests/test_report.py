@@ -18,25 +18,25 @@ from synthetic import LINE, Synthetic, drawn
 from app.errors import BadData
 from app.sweep.build_result import findings
 from app.sweep.jobs import sweep_process
-from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.one_line import sweep
 from app.sweep.report import sweep_report
-from app.sweep.sweep_result import Findings
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.sweep_result import SweepResult
+from app.sweep.sweep_spec import Guard, SweepSpec
 
 
 @pytest.fixture(scope="module")
-def found() -> Findings:
+def found() -> SweepResult:
     provider = Synthetic()
     target = drawn(provider, 300, t=0.6, temperature=1.3, seed=1, name="own & <dear>")
     guard = Guard(drawn(provider, 200, t=0.0, temperature=1.0, seed=2, name="general"), "accuracy", 0.05)
-    question = Question(LINE, [target], [1.0], 4.0, [guard], draws=200)
-    passes = Passes(provider, MemoryStore())
+    question = SweepSpec(LINE, [target], [1.0], 4.0, [guard], draws=200)
+    passes = LogitCache(provider, MemoryLogitStore())
     return findings(question, *sweep(question, passes), passes, provider.labels)
 
 
 @pytest.fixture(scope="module")
-def folder(found: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(found: SweepResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("report") / "deep" / "sweep"
     sweep_report.write(found, place)
     return place
@@ -56,7 +56,7 @@ def test_the_folder_holds_json_csv_pictures_and_a_page(folder: Path) -> None:
         assert ElementTree.parse(folder / name).getroot().tag.endswith("svg")
 
 
-def test_json_and_csv_hold_the_same_curve_as_was_found(found: Findings, folder: Path) -> None:
+def test_json_and_csv_hold_the_same_curve_as_was_found(found: SweepResult, folder: Path) -> None:
     read = json.loads((folder / "results.json").read_text())
     assert read["best"]["t"] == found.best.t and read["sentence"] == found.sentence
     assert read["curve"][0]["data"]["general"]["accuracy"].keys() == {"value", "low", "high"}
@@ -89,7 +89,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_needs_no_other_file_and_shows_names_as_text(found: Findings, folder: Path) -> None:
+def test_the_page_needs_no_other_file_and_shows_names_as_text(found: SweepResult, folder: Path) -> None:
     page = (folder / "report.html").read_text()
     tags = Tags()
     tags.feed(page)
@@ -99,14 +99,14 @@ def test_the_page_needs_no_other_file_and_shows_names_as_text(found: Findings, f
     assert page.count("<svg") == 2 and not re.search(r"\$\w", page)
 
 
-def test_the_terminal_gets_a_table_and_the_sentence(found: Findings) -> None:
+def test_the_terminal_gets_a_table_and_the_sentence(found: SweepResult) -> None:
     text = sweep_report.text_of(found)
     assert found.sentence in text
     assert text.splitlines()[0].split("  ")[0] == "blend" and "base" in text and found.best.recipe in text
 
 
 def test_a_sweep_without_matplotlib_says_what_is_missing(
-    found: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BadData, match=r"pictures need matplotlib \(pip install 'tween\[sweep\]'\)"):
@@ -115,7 +115,7 @@ def test_a_sweep_without_matplotlib_says_what_is_missing(
 
 
 def test_where_the_disk_takes_no_files_the_findings_are_kept_and_say_so(
-    found: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert set(sweep_process._files(found)) >= {"results.json", "report.html", "curve.svg"}
     told = replace(found, warnings=[])

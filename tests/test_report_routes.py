@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.api import problems, report_routes
-from app.errors import RedisAway
+from app.errors import RedisUnavailable
 from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import Experiment
 from app.experiments.stats.protocol import Amendment
@@ -49,7 +49,7 @@ class Ledger:
 
     async def sums(self, name: str) -> list[PhaseSums]:
         if self.away:
-            raise RedisAway("Redis does not answer")
+            raise RedisUnavailable("Redis does not answer")
         return [binary_phase(COUNTS, halves(list(COUNTS)))]
 
     async def uncounted(self, name: str) -> dict[str, int]:

@@ -6,15 +6,15 @@ import random
 
 import pytest
 
-from app.serving.coalescing import LIKELY, SHARE, Returning
+from app.serving.coalescing import LIKELY, SHARE, Coalescing
 
 PASS = 0.1
 WINDOW = SHARE * PASS
 
 
-def after(batches: int, rows: int, back: int, returning: Returning | None = None, start: float = 0.0) -> Returning:
+def after(batches: int, rows: int, back: int, returning: Coalescing | None = None, start: float = 0.0) -> Coalescing:
     """What is known after so many batches, a second apart, of whose rows so many came back in time."""
-    known = returning or Returning()
+    known = returning or Coalescing()
     for number in range(batches):
         known.note_answer(rows, PASS, start + number)
         for _ in range(back):
@@ -24,7 +24,7 @@ def after(batches: int, rows: int, back: int, returning: Returning | None = None
 
 
 def test_nobody_waits_before_it_is_known_that_callers_come_back() -> None:
-    known = Returning()
+    known = Coalescing()
     assert known.patience(0.0) == 0
     known.note_answer(8, PASS, 0.0)
     assert known.patience(0.0) == 0
@@ -56,7 +56,7 @@ def test_who_stops_coming_back_is_soon_not_waited_for() -> None:
 
 
 def test_a_single_caller_never_waits_for_himself() -> None:
-    known = Returning()
+    known = Coalescing()
     for number in range(30):
         known.note_answer(1, PASS, float(number))
         known.note_arrival(1, number + WINDOW / 10)
@@ -84,7 +84,7 @@ def test_batches_of_several_units_are_waited_for_together() -> None:
 @pytest.mark.parametrize("units", [1, 2, 4, 8, 16, 64])
 def test_strangers_are_not_waited_for_however_many_units_there_are(units: int) -> None:
     """Callers come when they like, as many as keep units busy for four fifths of the time."""
-    chance, known, waits = random.Random(7), Returning(units), []
+    chance, known, waits = random.Random(7), Coalescing(units), []
     answers = [
         (number * PASS / 0.8 + chance.uniform(0, PASS / 0.8), 8)
         for _ in range(units)

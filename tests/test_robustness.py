@@ -17,7 +17,7 @@ from app.sweep.diagnostics.perturbations import PERTURBATIONS, dropped_word, per
 from app.sweep.diagnostics.robustness import ATTACK, robustness
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 
 TEXT = "The parcel came late, and nobody at the service desk could tell me why."
 
@@ -76,7 +76,9 @@ def test_flips_are_counted_against_the_plain_answers_and_texts_that_stay_do_not_
     provider: LocalProvider, dataset: Dataset
 ) -> None:
     line = Line.read("angry", provider.cookbook)
-    found = robustness(line, dataset, (0.0, 0.5), Passes(provider, MemoryStore()), attack=FastGradient(provider))
+    found = robustness(
+        line, dataset, (0.0, 0.5), LogitCache(provider, MemoryLogitStore()), attack=FastGradient(provider)
+    )
     assert set(found) == {*PERTURBATIONS, ATTACK}
     assert all([at.t for at in along] == [0.0, 0.5] for along in found.values())
     middle = found["dropped word"][1]

@@ -18,11 +18,11 @@ from servers import until
 from test_experiments import detail, get, put, step
 from test_meetings import Book, predict
 
-from app.errors import RedisAway
+from app.errors import RedisUnavailable
 from app.experiments import leader_loop
 from app.experiments.events.event_ledger import EventLedger
 from app.experiments.events.exposure import Exposure
-from app.experiments.rollout import Evidence, Plan
+from app.experiments.rollout import Evidence, RolloutPlan
 from app.models.bank import BankSpec
 
 UNITS = [f"customer-{i}" for i in range(60)]
@@ -45,13 +45,13 @@ class Guard:
     async def evidence(self, name: str) -> Evidence:
         self.asked.add(name)
         if self.is_away:
-            raise RedisAway("no report")
+            raise RedisUnavailable("no report")
         self.closed += self.closes
         return Evidence(self.failures, self.closed, self.mismatch)
 
     async def objections(self, name: str, arm: str) -> list[str]:
         if self.is_away:
-            raise RedisAway("no report")
+            raise RedisUnavailable("no report")
         return self.against
 
 
@@ -145,7 +145,7 @@ def test_bad_input_gets_one_clear_sentence(
 @pytest.mark.parametrize("steps", [(1.0,), (0.5,), (0.5, 0.25, 1.0), (0.25, 0.25, 1.0), (0.6, 1.0), (0.0, 1.0)])
 def test_steps_rise_to_half_and_then_to_everybody(steps: tuple[float, ...]) -> None:
     with pytest.raises(ValidationError):
-        Plan(steps=steps)
+        RolloutPlan(steps=steps)
 
 
 GUARDRAIL = {"name": "solved", "role": "guardrail"}

@@ -18,12 +18,12 @@ from conftest import Service
 from app.errors import OutOfMemory, WorkerLost
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
-from app.models.tokenizer import Row, TextEncoder
+from app.models.tokenizer import Row, TextTokenizer
 from app.serving.batcher import Batcher
 from app.serving.blend_provider import Weights
-from app.serving.executor import Compute, Machine, Vector
+from app.serving.executor import ExecutorPool, ModelRunner, Vector
 from app.serving.memory_limits import MIB, TokenBudget, memory_left, room_for_slots
-from app.serving.worker_process import WorkerLane
+from app.serving.worker_process import ProcessTransport
 from app.weights.recipe import Cookbook
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space of another process")
@@ -38,7 +38,7 @@ def limit(pid: int, room: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
 
 
-def pid_of(lane: WorkerLane) -> int:
+def pid_of(lane: ProcessTransport) -> int:
     assert lane._process is not None and lane._process.pid is not None
     return lane._process.pid
 
@@ -46,7 +46,7 @@ def pid_of(lane: WorkerLane) -> int:
 class Scene:
     """A batcher on one worker whose memory can be limited."""
 
-    def __init__(self, bank: Bank, batcher: Batcher, lane: WorkerLane) -> None:
+    def __init__(self, bank: Bank, batcher: Batcher, lane: ProcessTransport) -> None:
         self.batcher = batcher
         self.lane = lane
         recipe = Cookbook(bank.variants).read("angry")
@@ -56,9 +56,9 @@ class Scene:
 def with_a_worker(bank: Bank, scenario: Callable[[Scene], Awaitable[None]]) -> None:
     async def main() -> None:
         classifier, slots = Classifier(bank), bank.arena.new_slots(2)
-        lane = WorkerLane(classifier, slots, threads=1)
+        lane = ProcessTransport(classifier, slots, threads=1)
         await lane.start()
-        compute = Compute(Machine(classifier, slots), [lane])
+        compute = ExecutorPool(ModelRunner(classifier, slots), [lane])
         batcher = Batcher(compute, 10**6, 10**6, 60.0)
         running = asyncio.create_task(batcher.run())
         try:
@@ -73,7 +73,7 @@ def with_a_worker(bank: Bank, scenario: Callable[[Scene], Awaitable[None]]) -> N
 
 @pytest.fixture(scope="module")
 def row(bank: Bank) -> Row:
-    return TextEncoder(bank.tokenizer, bank.config, 64).encode(["late order " * 40])[0]
+    return TextTokenizer(bank.tokenizer, bank.config, 64).encode(["late order " * 40])[0]
 
 
 def test_a_batch_that_does_not_fit_runs_in_halves_and_the_next_ones_are_smaller(

@@ -26,9 +26,9 @@ from app.segments.segment_selector import t_of_entropies
 from app.segments.segment_table import SegmentTable, read_table, table_of
 from app.sweep.data.dataset import Dataset
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import MemoryStore, Passes
-from app.sweep.logits.logit_curve import Curve
-from app.sweep.metrics_of_t import Outcome
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
+from app.sweep.logits.logit_curve import LogitCurve
+from app.sweep.metrics_of_t import ScoredTexts
 
 WORDS = {"mail": ["dear", "regards", "attached"], "chat": ["lol", "hey", "btw"], "phone": ["hello", "hold", "line"]}
 
@@ -48,7 +48,7 @@ def segment(name: str, texts: int, t: float, seed: int, temperature: float = 1.5
 
 
 def segmented(*datasets: Dataset) -> Segmented:
-    curve = Curve(LINE, [d.texts for d in datasets], Passes(Worded(), MemoryStore()))
+    curve = LogitCurve(LINE, [d.texts for d in datasets], LogitCache(Worded(), MemoryLogitStore()))
     return Segmented(SegmentTexts(datasets, [1.0] * len(datasets)), curve)
 
 
@@ -98,7 +98,7 @@ def test_intervals_of_small_segments_hold_their_t_s(texts: int, scatter: float) 
         for k, t in enumerate(true):
             data = drawn(provider, texts, float(t), 1.0, seed=1000 * seed + k)
             z = np.stack([provider.of(data.texts, at) for at in ts])
-            rows = [Outcome(z / temperature, data.truth).losses.mean(axis=1) for temperature in temperatures]
+            rows = [ScoredTexts(z / temperature, data.truth).losses.mean(axis=1) for temperature in temperatures]
             losses.append(np.stack(rows, axis=1))
         found = pooled_settings(np.array(losses), np.full(4, float(texts)), ts, temperatures)
         held += ((found.interval[:, 0] <= true + 0.01) & (true - 0.01 <= found.interval[:, 1])).sum()
@@ -115,7 +115,7 @@ def test_labels_at_random_leave_a_segment_s_t_open() -> None:
         data = drawn(provider, 30, 0.5, 1.0, seed=k)
         z = np.stack([provider.of(data.texts, at) for at in ts])
         labels = rng.integers(0, 3, 30)
-        losses.append(np.stack([Outcome(z / by, labels).losses.mean(axis=1) for by in temperatures], axis=1))
+        losses.append(np.stack([ScoredTexts(z / by, labels).losses.mean(axis=1) for by in temperatures], axis=1))
     found = pooled_settings(np.array(losses), np.full(3, 30.0), ts, temperatures)
     assert (found.interval[:, 1] - found.interval[:, 0] > 0.5).all()
 

@@ -14,10 +14,10 @@ from test_sweep import ask
 
 from app.sweep.data.dataset import Dataset
 from app.sweep.layer_ramp import swept
-from app.sweep.logits.logit_cache import MemoryStore, Passes
-from app.sweep.report.summary import SENTENCES, WARNINGS, Sentence, said
-from app.sweep.sweep_result import Findings
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
+from app.sweep.report.summary import SENTENCES, WARNINGS, SweepSentence, said
+from app.sweep.sweep_result import SweepResult
+from app.sweep.sweep_spec import Guard, SweepSpec
 from app.weights.recipe import Recipe
 
 
@@ -54,25 +54,25 @@ def at_random(texts: int, share: float = 1 / 3) -> Dataset:
     return replace(own(texts, 0.5), labels=labels.astype(np.int64))
 
 
-def asked(**question: object) -> Callable[[], Findings]:
+def asked(**question: object) -> Callable[[], SweepResult]:
     return lambda: ask(P, **{"repeats": 1, **question})
 
 
-def ramped(provider: Synthetic, guards: tuple[Guard, ...] = (), t: float = 0.5) -> Callable[[], Findings]:
-    def sweep() -> Findings:
+def ramped(provider: Synthetic, guards: tuple[Guard, ...] = (), t: float = 0.5) -> Callable[[], SweepResult]:
+    def sweep() -> SweepResult:
         target = drawn(Synthetic(), 200, t, 1.0, 1)
         if isinstance(provider, Layered) and provider.by:
             # labels of a ramp from 0 to 1
             logits = provider.logits(target.texts, LINE.ramp(0.0, 1.0)).astype(np.float64)
             labels = (logits + np.random.default_rng(4).gumbel(size=logits.shape)).argmax(axis=1)
             target = replace(target, labels=labels)
-        question = Question(LINE, [target], [1.0], 4.0, guards, ramp=True, draws=400, repeats=1)
-        return swept(question, Passes(provider, MemoryStore()), provider.labels)
+        question = SweepSpec(LINE, [target], [1.0], 4.0, guards, ramp=True, draws=400, repeats=1)
+        return swept(question, LogitCache(provider, MemoryLogitStore()), provider.labels)
 
     return sweep
 
 
-CASES: Mapping[str, tuple[Callable[[], Findings], str]] = {
+CASES: Mapping[str, tuple[Callable[[], SweepResult], str]] = {
     "serve a ramp": (ramped(Layered(2.0)), " in the last: the log loss is better by"),
     "serve the best": (asked(targets=[own(300, 0.6)]), ": the best log loss along base..finance."),
     "serve the least penalised": (asked(targets=[own(300, 0.6)], penalty=0.02), ": the least log loss + 0.08 t^2."),
@@ -167,7 +167,7 @@ def test_every_sentence_has_a_name_of_its_own_and_a_case() -> None:
 
 
 @pytest.mark.parametrize("sentence", [*SENTENCES, *WARNINGS], ids=lambda sentence: sentence.name)
-def test_a_sentence_is_said_where_its_fact_is_found(sentence: Sentence) -> None:
+def test_a_sentence_is_said_where_its_fact_is_found(sentence: SweepSentence) -> None:
     found, words = made(sentence.name), CASES[sentence.name][1]
     assert any(words in text for text in said([sentence], found)), (found.sentence, found.warnings)
     told = found.sentence if sentence in SENTENCES else " ".join(found.warnings)

@@ -18,7 +18,7 @@ from redis.retry import Retry
 from servers import free_port, until
 
 from app.cluster.embedded_redis import find_server
-from app.cluster.redis_client import Unavailable, connect
+from app.cluster.redis_client import RedisCallFailed, connect
 from app.cluster.redis_url import RedisUrl
 
 PASSWORD = "hunter2"
@@ -113,7 +113,7 @@ def test_a_master_that_dies_is_replaced_and_comes_back_as_a_replica(pods: Pods) 
         try:
             async with asyncio.timeout(30):
                 while True:
-                    with contextlib.suppress(Unavailable):
+                    with contextlib.suppress(RedisCallFailed):
                         await client.call(lambda redis: redis.set(key, "there"))
                         return
                     await asyncio.sleep(0.1)

@@ -22,7 +22,7 @@ from app.cli.segments_command import add_segments, run_segments
 from app.errors import BadBank, BadSegments
 from app.main import tables_of
 from app.models.bank import Bank, BankSpec
-from app.segments.segment_classifier import BUCKETS, Router, buckets_of
+from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_of
 from app.segments.segment_table import Entropy, SegmentTable, Setting, table_of
 from app.sweep.logits.local_provider import LocalProvider
 
@@ -48,7 +48,7 @@ def table(bank: Bank) -> SegmentTable:
             "note": Setting(0.0, 1.4, (0.0, 0.0), 200, "base"),
             "post": Setting(0.6, 1.0, (0.5, 0.7), 200, "angry"),
         },
-        router=Router(names, weights, torch.tensor([0.3, 0.4, 0.0, 0.2])),
+        router=SegmentClassifier(names, weights, torch.tensor([0.3, 0.4, 0.0, 0.2])),
         entropy=None,
     )
 

@@ -10,9 +10,9 @@ import torch
 
 from app.models.bank import BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
-from app.models.cuda_graphs import Recordings, Shape
-from app.models.operands import Blended, Fixed
-from app.models.tokenizer import TextEncoder
+from app.models.cuda_graphs import GridShape, Recordings
+from app.models.operands import FixedOperands, MixedOperands
+from app.models.tokenizer import TextTokenizer
 from app.weights.arena import Arena
 from app.weights.layout import Layout
 from app.weights.methods import METHODS
@@ -45,10 +45,10 @@ def is_rounded_once(got: torch.Tensor, shares: list[float]) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_rows_that_are_mixed_take_exact_shares(arena: Arena, count: int) -> None:
-    members = [Fixed(arena.layout, row) for row in arena.rows]
+    members = [FixedOperands(arena.layout, row) for row in arena.rows]
     shares = torch.tensor([shares_of(t, count) for t in TS])
     index = torch.zeros(len(TS), dtype=torch.long)
-    mixed = Blended(members, {}, shares, range(count))
+    mixed = MixedOperands(members, {}, shares, range(count))
     for got, t in zip(mixed.embed("table", index), TS, strict=True):
         assert got.dtype == arena.rows.dtype
         is_rounded_once(got, shares_of(t, count))
@@ -64,7 +64,7 @@ def test_what_is_built_takes_exact_shares(arena: Arena, count: int) -> None:
 
 def test_recorded_passes_keep_exact_shares() -> None:
     recordings = Recordings(recorder=None, members=3, device=CPU, dtype=torch.bfloat16)  # type: ignore[arg-type]
-    buffers = recordings.buffers(Shape(2, 8))
+    buffers = recordings.buffers(GridShape(2, 8))
     buffers.shares.copy_(torch.tensor([[0.63, 0.37, 0.0]] * 2))
     assert torch.equal(buffers.shares, torch.tensor([[0.63, 0.37, 0.0]] * 2))
 
@@ -77,8 +77,8 @@ def test_a_classifier_hands_on_shares_as_they_are(
     folder: Path = pico.write_bank(tmp_path_factory.mktemp("half"), "bert")
     bank = load_bank(BankSpec.from_toml(folder / "bank.toml"), CPU, dtype)
     classifier = Classifier(bank)
-    rows = TextEncoder(bank.tokenizer, bank.config, 64).encode(["late order", "they never answer"])
+    rows = TextTokenizer(bank.tokenizer, bank.config, 64).encode(["late order", "they never answer"])
     mix = Mix((0.63, 0.37, 0.0), (0.31, 0.69, 0.0) if ramp else ())
     section = classifier._section([mix] * 2, [len(row) for row in rows])
-    assert isinstance(section, Blended)
+    assert isinstance(section, MixedOperands)
     assert torch.equal(section._shares[0], torch.tensor([0.63, 0.37, 0.0]))

@@ -41,7 +41,9 @@ def test_events_are_read_in_the_order_in_which_they_were_written(tmp_path: Path)
 def test_a_process_adopts_what_an_ended_one_has_left_and_leaves_what_a_living_one_has(tmp_path: Path) -> None:
     living = Spool(tmp_path, MIB)
     living.append([b"of a living one"])
-    writing = "from app.experiments.events.spool import *; import sys, os, signal; s = Spool(Path(sys.argv[1]), 10**6)\n"
+    writing = (
+        "from app.experiments.events.spool import *; import sys, os, signal; s = Spool(Path(sys.argv[1]), 10**6)\n"
+    )
     for text in ("first", "second"):
         code = f"{writing}s.append([b'{text}']); os.kill(os.getpid(), signal.SIGKILL)"
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent.parent)

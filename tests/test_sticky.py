@@ -15,17 +15,17 @@ from app.cluster.circuit_breaker import PROBE_SECONDS
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 from app.experiments import sticky_assignment as module
-from app.experiments.sticky_assignment import Key, Sticky
+from app.experiments.sticky_assignment import Key, StickyAssignment
 
 A: Key = ("tone", 1, "ä")
 B: Key = ("other", 1, "ä")
 
 
 @asynccontextmanager
-async def pod(url: str) -> AsyncIterator[Sticky]:
+async def pod(url: str) -> AsyncIterator[StickyAssignment]:
     client = connect(RedisUrl.parse(url))
     try:
-        yield Sticky(client, "tween")
+        yield StickyAssignment(client, "tween")
     finally:
         await client.aclose()
 
@@ -91,7 +91,7 @@ def test_memory_is_bounded_and_redis_knows_the_rest(
 
 def test_without_redis_a_process_remembers() -> None:
     async def scenario() -> None:
-        alone = Sticky(None, "tween")
+        alone = StickyAssignment(None, "tween")
         assert await alone.first({A: "first"}) == await alone.first({A: "later"}) == {A: "first"}
 
     asyncio.run(scenario())

@@ -13,9 +13,9 @@ from app.errors import BadData
 from app.sweep import multi_variant
 from app.sweep.data.dataset import Dataset
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.multi_variant import Mixes, towards_the_best_mix
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.sweep_spec import Guard, SweepSpec
 from app.weights.recipe import Cookbook, Recipe
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -43,15 +43,15 @@ class Mixed:
         labels = (z + np.random.default_rng(seed).gumbel(size=z.shape)).argmax(axis=1)
         return Dataset(name, names, labels, np.arange(texts))
 
-    def question(self, *targets: Dataset, **asked: object) -> Question:
+    def question(self, *targets: Dataset, **asked: object) -> SweepSpec:
         line = Line.read("a", self.cookbook)
-        return Question(line, targets, [1.0] * len(targets), 1.0, draws=300, **asked)  # type: ignore[arg-type]
+        return SweepSpec(line, targets, [1.0] * len(targets), 1.0, draws=300, **asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("t", "passes"), [({"a": 0.5, "b": 0.2}, 9), ({"a": 0.2, "b": 0.1, "c": 0.6}, 13)])
 def test_the_line_points_at_the_mix_that_made_the_labels(t: dict[str, float], passes: int) -> None:
     provider = Mixed(len(t))
-    runs = Passes(provider, MemoryStore())
+    runs = LogitCache(provider, MemoryLogitStore())
     line, direction = towards_the_best_mix(provider.question(provider.dataset(t, 500, 1)), list(t), runs)
     for name, value in direction.t.items():
         assert value.low - 0.02 <= t[name] <= value.high + 0.02
@@ -62,7 +62,7 @@ def test_the_line_points_at_the_mix_that_made_the_labels(t: dict[str, float], pa
 
 def test_points_lie_between_the_members_and_the_base_comes_first() -> None:
     provider = Mixed(3)
-    mixes = Mixes(provider.cookbook, NAMES[:3], [("1", "2")], Passes(provider, MemoryStore()), seed=0)
+    mixes = Mixes(provider.cookbook, NAMES[:3], [("1", "2")], LogitCache(provider, MemoryLogitStore()), seed=0)
     mixes.run([0, 0, 0])
     points = mixes.points
     assert (points >= 0).all() and (points.sum(axis=1) <= 1 + 1e-9).all() and not points[0].any()
@@ -74,7 +74,9 @@ def test_a_guard_turns_the_line_away_from_what_breaks_it() -> None:
     target = provider.dataset({"a": 0.5, "b": 0.5}, 300, 2)
     general = provider.dataset({"a": 0.5}, 300, 3, name="general")
     free, kept = (
-        towards_the_best_mix(provider.question(target, guards=guards), ["a", "b"], Passes(provider, MemoryStore()))[1]
+        towards_the_best_mix(
+            provider.question(target, guards=guards), ["a", "b"], LogitCache(provider, MemoryLogitStore())
+        )[1]
         for guards in ([], [Guard(general, "loss", 0.0)])
     )
     assert kept.t["b"].value < free.t["b"].value
@@ -85,7 +87,7 @@ def test_beyond_four_variants_blends_are_tried_one_by_one(monkeypatch: pytest.Mo
     provider = Mixed(5)
     t = {"a": 0.0, "b": 0.0, "c": 0.9, "d": 0.0, "e": 0.0}
     question = provider.question(provider.dataset(t, 300, 4))
-    line, direction = towards_the_best_mix(question, NAMES, Passes(provider, MemoryStore()))
+    line, direction = towards_the_best_mix(question, NAMES, LogitCache(provider, MemoryLogitStore()))
     assert direction.way == "trials" and direction.blends <= 26
     assert max(direction.t, key=lambda name: direction.t[name].value) == "c"
     assert line.end.t_by_variant["c"] >= 0.4
@@ -96,4 +98,4 @@ def test_without_optuna_five_variants_are_refused_in_one_sentence(monkeypatch: p
     provider = Mixed(5)
     question = provider.question(provider.dataset({"a": 0.5}, 100, 5))
     with pytest.raises(BadData, match=r"5 variants at once need optuna \(pip install 'tween\[sweep\]'\)"):
-        towards_the_best_mix(question, NAMES, Passes(provider, MemoryStore()))
+        towards_the_best_mix(question, NAMES, LogitCache(provider, MemoryLogitStore()))

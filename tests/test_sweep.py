@@ -16,24 +16,24 @@ from app.sweep.baseline import frequencies
 from app.sweep.build_result import findings
 from app.sweep.choose_t import paired_errors
 from app.sweep.data.dataset import Dataset
-from app.sweep.data.weighted_pool import Pool
+from app.sweep.data.weighted_pool import WeightedPool
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import FolderStore, MemoryStore, Passes, Store
-from app.sweep.logits.logit_curve import CHECK, GRID, NODES, Curve
-from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache, LogitStore, MemoryLogitStore
+from app.sweep.logits.logit_curve import CHECK, GRID, NODES, LogitCurve
+from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.sweep.one_line import sweep
-from app.sweep.sweep_result import Findings
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.sweep_result import SweepResult
+from app.sweep.sweep_spec import Guard, SweepSpec
 from app.sweep.temperature_scaling import fitted_beta
 
 
-def ask(provider: Synthetic, store: Store | None = None, **asked: object) -> Findings:
+def ask(provider: Synthetic, store: LogitStore | None = None, **asked: object) -> SweepResult:
     """A sweep with fewer resamples than usual."""
     settings: dict[str, object] = {"line": LINE, "squared_length": 4.0, "draws": 400, **asked}
     settings.setdefault("shares", [1.0] * len(settings["targets"]))  # type: ignore[arg-type]
-    question = Question(**settings)  # type: ignore[arg-type]
-    passes = Passes(provider, store or MemoryStore())
+    question = SweepSpec(**settings)  # type: ignore[arg-type]
+    passes = LogitCache(provider, store or MemoryLogitStore())
     return findings(question, *sweep(question, passes), passes, provider.labels)
 
 
@@ -70,7 +70,7 @@ def test_the_nearest_t_is_as_good_and_not_farther() -> None:
 def test_another_question_on_the_same_texts_costs_no_pass_and_a_crash_costs_only_what_was_not_done(
     tmp_path: Path,
 ) -> None:
-    provider, store = Synthetic(), FolderStore(tmp_path)
+    provider, store = Synthetic(), FolderLogitStore(tmp_path)
     targets = [drawn(provider, 300, t=0.5, temperature=1.0, seed=3)]
 
     def crash(done: int, expected: int) -> None:
@@ -78,7 +78,7 @@ def test_another_question_on_the_same_texts_costs_no_pass_and_a_crash_costs_only
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Curve(LINE, [targets[0].texts], Passes(provider, store, crash))
+        LogitCurve(LINE, [targets[0].texts], LogitCache(provider, store, crash))
     assert 600 < len(provider.asked) < 900, "in the middle of the third blend"
     first = ask(provider, store, targets=targets)
     assert first.passes == 7 and first.passes_run == 5, "two blends were finished before the crash"
@@ -94,7 +94,7 @@ def test_the_same_text_is_run_once(tmp_path: Path) -> None:
     provider = Synthetic()
     data = drawn(provider, 100, 0.5, 1.0, seed=4)
     twice = Dataset("own", data.texts * 2, np.tile(data.truth, 2), np.tile(data.groups, 2))
-    passes = Passes(provider, MemoryStore())
+    passes = LogitCache(provider, MemoryLogitStore())
     logits = passes.logits(twice.texts, LINE.at(0.3))
     assert len(provider.asked) == 100
     np.testing.assert_array_equal(logits[:100], logits[100:])
@@ -103,10 +103,10 @@ def test_the_same_text_is_run_once(tmp_path: Path) -> None:
 def test_stored_logits_that_are_torn_are_made_again(tmp_path: Path) -> None:
     provider = Synthetic()
     texts = drawn(provider, 50, 0.5, 1.0, seed=5).texts
-    first = Passes(provider, FolderStore(tmp_path)).logits(texts, LINE.at(0.3))
+    first = LogitCache(provider, FolderLogitStore(tmp_path)).logits(texts, LINE.at(0.3))
     (stored,) = tmp_path.iterdir()
     stored.write_bytes(stored.read_bytes()[:200])
-    again = Passes(provider, FolderStore(tmp_path))
+    again = LogitCache(provider, FolderLogitStore(tmp_path))
     np.testing.assert_array_equal(again.logits(texts, LINE.at(0.3)), first)
     assert again.run and len(list(tmp_path.iterdir())) == 1
 
@@ -115,8 +115,8 @@ def test_progress_ends_where_it_said_and_never_runs_over() -> None:
     for bend in (0.0, 0.2):
         provider, told = Synthetic(bend=bend), []
         targets = [drawn(provider, 300, 0.5, 1.0, seed=6)]
-        passes = Passes(provider, MemoryStore(), lambda done, expected: told.append((done, expected)))  # noqa: B023
-        sweep(Question(LINE, targets, [1.0], 4.0, draws=50), passes)
+        passes = LogitCache(provider, MemoryLogitStore(), lambda done, expected: told.append((done, expected)))  # noqa: B023
+        sweep(SweepSpec(LINE, targets, [1.0], 4.0, draws=50), passes)
         assert all(done <= expected for done, expected in told) and told == sorted(told)
         assert told[-1][0] >= 300 * 7 - 300
 
@@ -188,7 +188,7 @@ def test_guards_heed_groups() -> None:
 
 def test_label_frequencies_are_those_of_the_other_texts() -> None:
     labels, groups = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 2, 3, 3, 4])
-    found = frequencies(Pool.of([Dataset("own", tuple("abcdef"), labels, groups)]), 3)
+    found = frequencies(WeightedPool.of([Dataset("own", tuple("abcdef"), labels, groups)]), 3)
     expected = np.array([[1, 1, 3], [1, 1, 3], [2, 0, 3], [2, 1, 1], [2, 1, 1], [2, 1, 2]]) + 1 / 3
     np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True))
 
@@ -237,12 +237,12 @@ def test_every_objective_chooses_its_own_best(objective: str) -> None:
     cost = np.array([[0, 1, 4], [1, 0, 1], [2, 1, 0.0]])
     found = ask(provider, targets=targets, objective=objective, cost=cost, rule="best")
     metric = METRICS[objective]
-    pool = Pool.of(targets)
+    pool = WeightedPool.of(targets)
     scores = {}
     for t in (0.0, found.best.t, 1.0):
         z = np.concatenate([provider.of(data.texts, t) for data in targets])
         beta = fitted_beta(z, pool.labels, pool.weights)
-        scores[t] = metric.sign * metric.of(Outcome(beta * z, pool.labels, pool.groups, cost), pool.weights)
+        scores[t] = metric.sign * metric.of(ScoredTexts(beta * z, pool.labels, pool.groups, cost), pool.weights)
     assert scores[found.best.t] <= min(scores.values()) + 1e-6
     assert found.compared[round(100 * found.best.t)].value == pytest.approx(scores[found.best.t], abs=2e-3)
 
@@ -250,9 +250,9 @@ def test_every_objective_chooses_its_own_best(objective: str) -> None:
 def test_an_objective_that_the_data_lack_is_refused() -> None:
     target = drawn(Synthetic(), 50, 0.5, 1.0, seed=16)
     with pytest.raises(BadData, match="worst_group needs a column of segments"):
-        Question(LINE, [target], [1.0], 1.0, objective="worst_group")
+        SweepSpec(LINE, [target], [1.0], 1.0, objective="worst_group")
     with pytest.raises(BadData, match="cost needs a cost matrix"):
-        Question(LINE, [target], [1.0], 1.0, objective="cost")
+        SweepSpec(LINE, [target], [1.0], 1.0, objective="cost")
 
 
 def test_few_texts_are_warned_about_with_the_width_of_the_interval() -> None:
@@ -269,7 +269,7 @@ def test_held_out_scores_are_those_of_new_texts_and_the_optimism_is_the_gap() ->
     for seed in range(20, 32):
         found = ask(provider, targets=[drawn(provider, 100, 0.5, 1.0, seed)], rule="best", draws=50)
         z = provider.of(new.texts, found.best.t) / found.best.temperature
-        truths.append(float(METRICS["loss"].of(Outcome(z, new.truth))))
+        truths.append(float(METRICS["loss"].of(ScoredTexts(z, new.truth))))
         estimates.append(found.honest.scores["loss"])
         optimism.append(found.honest.optimism)
     error = np.std(np.array(estimates) - truths) / np.sqrt(len(truths))
@@ -315,15 +315,15 @@ def target(provider: LocalProvider) -> Dataset:
 
 def test_the_choice_is_that_of_brute_force_over_true_blends(provider: LocalProvider, target: Dataset) -> None:
     line = Line.read("angry", provider.cookbook)
-    passes = Passes(provider, MemoryStore())
-    question = Question(line, [target], [1.0], line.squared_length(provider.delta_products), rule="best", draws=300)
+    passes = LogitCache(provider, MemoryLogitStore())
+    question = SweepSpec(line, [target], [1.0], line.squared_length(provider.delta_products), rule="best", draws=300)
     found = findings(question, *sweep(question, passes), passes, provider.labels)
 
-    pool, texts, labels = Pool.of([target]), target.texts, target.truth
+    pool, texts, labels = WeightedPool.of([target]), target.texts, target.truth
     losses, slow = {}, np.linspace(0, 1, 21)
     for t in slow:
         z = provider.logits(texts, line.at(float(t))).astype(float)
-        losses[float(t)] = float(METRICS["loss"].of(Outcome(fitted_beta(z, labels, pool.weights) * z, labels)))
+        losses[float(t)] = float(METRICS["loss"].of(ScoredTexts(fitted_beta(z, labels, pool.weights) * z, labels)))
     assert found.compared[found_at(found, found.best.t)].value <= min(losses.values()) + 1e-3
     for point in found.curve:
         if point.t in losses:
@@ -332,18 +332,18 @@ def test_the_choice_is_that_of_brute_force_over_true_blends(provider: LocalProvi
     assert [found.start.recipe, found.end.recipe] == ["base", "angry@1"]
 
 
-def found_at(found: Findings, t: float) -> int:
+def found_at(found: SweepResult, t: float) -> int:
     return [at.t for at in found.compared].index(t)
 
 
 def test_paired_errors_of_a_judge_are_those_of_the_losses(provider: LocalProvider, target: Dataset) -> None:
     """With the temperature fixed the error of a mean difference has a formula; the refit changes it little."""
     line, texts, labels = Line.read("angry", provider.cookbook), target.texts, target.truth
-    passes = Passes(provider, MemoryStore())
-    question = Question(line, [target], [1.0], 1.0, draws=2000)
+    passes = LogitCache(provider, MemoryLogitStore())
+    question = SweepSpec(line, [target], [1.0], 1.0, draws=2000)
     _, choice = sweep(question, passes)
     z = np.stack([provider.logits(texts, line.at(t)).astype(float) for t in (0.0, 1.0)])
     beta = fitted_beta(z, labels, question.pool.weights)
-    losses = Outcome(z * beta[:, None, None], labels).losses
+    losses = ScoredTexts(z * beta[:, None, None], labels).losses
     formula = (losses[1] - losses[0]).std(ddof=1) / np.sqrt(len(texts))
     assert paired_errors(choice.resampled)[0, -1] == pytest.approx(formula, rel=0.15)

@@ -23,9 +23,9 @@ from app.__main__ import _parser
 from app.models.bank import BankSpec
 from app.sweep.build_result import findings
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import MemoryStore, Passes
+from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.one_line import sweep
-from app.sweep.sweep_order import Facts, Given, Order, question_of
+from app.sweep.sweep_order import BankFacts, GivenData, SweepOrder, question_of
 
 DATA = rows(600, 30)
 GRID = [t / 10 for t in range(11)]
@@ -35,9 +35,9 @@ GRID = [t / 10 for t in range(11)]
 def local(spec: BankSpec) -> dict[str, Any]:
     """The curve and the best t of the same sweep in this process."""
     provider = LocalProvider.load(spec, torch.device("cpu"), torch.float32, max_tokens=512)
-    facts = Facts(provider.labels, list(provider.bank.variants), provider.delta_products.tolist())
-    question = question_of(Order([Given("own", DATA)], ["angry"], grid=GRID), facts)
-    passes = Passes(provider, MemoryStore())
+    facts = BankFacts(provider.labels, list(provider.bank.variants), provider.delta_products.tolist())
+    question = question_of(SweepOrder([GivenData("own", DATA)], ["angry"], grid=GRID), facts)
+    passes = LogitCache(provider, MemoryLogitStore())
     found = findings(question, *sweep(question, passes), passes, provider.labels)
     return {
         "losses": [point.data["own"]["loss"].value for point in found.curve],

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.sweep.temperature_scaling import HIGHEST, LOWEST, fitted_beta, loss_terms, refitted
 
 
@@ -19,7 +19,7 @@ def texts(seed: int, n: int = 80, g: int = 3) -> tuple[np.ndarray, np.ndarray, n
 
 
 def loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, beta: float) -> float:
-    return float(METRICS["loss"].of(Outcome(beta * logits, labels), weights))
+    return float(METRICS["loss"].of(ScoredTexts(beta * logits, labels), weights))
 
 
 @given(st.integers(0, 10_000))

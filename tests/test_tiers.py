@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from app.cache.memory_tier import MemoryTier
-from app.cache.tiers import Ladder, Lease, Stored
-from app.cluster.circuit_breaker import Breaker
+from app.cache.tiers import BlendPin, Ladder, Stored
+from app.cluster.circuit_breaker import CircuitBreaker
 
 
 class DictTier:
@@ -71,7 +71,7 @@ class DictTier:
     def costs(self) -> list[tuple[str, str, float]]:
         return []
 
-    def breakers(self) -> dict[str, Breaker]:
+    def breakers(self) -> dict[str, CircuitBreaker]:
         return {}
 
 
@@ -240,7 +240,7 @@ def test_delete_waits_for_the_build_under_way_and_calls_off_the_write(delay: flo
 
 
 def test_a_ladder_without_further_tiers_builds() -> None:
-    async def scenario() -> Lease:
+    async def scenario() -> BlendPin:
         memory = MemoryTier(torch.zeros(2, 16))
 
         async def build(slot: Tensor) -> None:

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pico
 import pytest
 
-from app.models.tokenizer import Row, Text, TextEncoder
+from app.models.tokenizer import Row, Text, TextTokenizer
 from app.serving import tokenizing
 from app.serving.tokenizing import PIECE, SHORT, Tokenizing
 
 LONG = "late order " * 1_000
 
 
-class Watched(TextEncoder):
+class Watched(TextTokenizer):
     """Remembers what it was given, and waits until it may go on."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ def test_rows_come_in_order_from_pieces_of_bounded_length(encoder: Watched) -> N
     texts: list[Text] = [f"{i} {LONG}" if i % 3 else (f"{i}", LONG * 2) for i in range(40)]
     with ThreadPoolExecutor(1) as executor:
         rows = asyncio.run(Tokenizing(encoder, executor).rows(texts))
-    assert rows == TextEncoder(pico.tokenizer(), pico.CONFIGS["bert"], 64).encode(texts)
+    assert rows == TextTokenizer(pico.tokenizer(), pico.CONFIGS["bert"], 64).encode(texts)
     assert [text for piece in encoder.given for text in piece] == texts
     read = [
         sum(min(len(part), 20_000) for text in p for part in ([text] if isinstance(text, str) else text))

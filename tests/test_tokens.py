@@ -12,30 +12,30 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from app.errors import BadBank
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 
 MAX_TOKENS = 21  # odd, and room for little
 
 
 @pytest.fixture
-def encoder() -> TextEncoder:
-    return TextEncoder(pico.tokenizer(), pico.CONFIGS["bert"], max_tokens=512)
+def encoder() -> TextTokenizer:
+    return TextTokenizer(pico.tokenizer(), pico.CONFIGS["bert"], max_tokens=512)
 
 
-def test_rows_are_what_the_tokenizer_makes(encoder: TextEncoder) -> None:
+def test_rows_are_what_the_tokenizer_makes(encoder: TextTokenizer) -> None:
     texts = ["the refund came late.", "Thanks!"]
     expected = pico.tokenizer()(texts)["input_ids"]
     assert [row.ids for row in encoder.encode(texts)] == expected
 
 
-def test_a_pair_is_read_together(encoder: TextEncoder) -> None:
+def test_a_pair_is_read_together(encoder: TextTokenizer) -> None:
     (row,) = encoder.encode([("is it late?", "yes it is")])
     expected = pico.tokenizer()("is it late?", "yes it is")
     assert row.ids == expected["input_ids"]
     assert row.types == expected["token_type_ids"] and set(row.types) == {0, 1}
 
 
-def test_truncation_is_done_and_reported(encoder: TextEncoder) -> None:
+def test_truncation_is_done_and_reported(encoder: TextTokenizer) -> None:
     # 64 positions, two of them for the special tokens.
     fits, long = encoder.encode(["late " * 62, "late " * 63])
     assert (len(fits), fits.truncated) == (64, False)
@@ -82,7 +82,7 @@ def test_texts_and_pairs_are_cut_as_transformers_cuts_them(
     def text() -> str:
         return " ".join(draw.choices(words, k=draw.randrange(1, 30)))
 
-    encoder = TextEncoder(tokenizer, pico.CONFIGS["bert"], MAX_TOKENS)
+    encoder = TextTokenizer(tokenizer, pico.CONFIGS["bert"], MAX_TOKENS)
     texts = [draw.choice([text(), (text(), text())]) for _ in range(400)]
     cut = 0
     for given, row in zip(texts, encoder.encode(texts), strict=True):
@@ -99,7 +99,7 @@ def test_special_tokens_in_a_text_are_read_as_the_tokenizer_says(tmp_path: Path)
     for split in (False, True):
         pico.tokenizer().save_pretrained(tmp_path)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, split_special_tokens=split)
-        (row,) = TextEncoder(tokenizer, pico.CONFIGS["bert"], 64).encode(["late <sep> order"])
+        (row,) = TextTokenizer(tokenizer, pico.CONFIGS["bert"], 64).encode(["late <sep> order"])
         assert row.ids == tokenizer("late <sep> order")["input_ids"]
         assert (tokenizer.sep_token_id in row.ids[:-1]) is not split
 
@@ -108,7 +108,7 @@ def test_a_text_is_cut_at_characters_before_it_is_tokenized() -> None:
     for side, text in (("right", "late order" + " " * 90 + "thanks"), ("left", "late" + " " * 90 + "order thanks")):
         tokenizer = pico.tokenizer()
         tokenizer.truncation_side = side
-        short = TextEncoder(tokenizer, pico.CONFIGS["bert"], 64, max_characters=100)
+        short = TextTokenizer(tokenizer, pico.CONFIGS["bert"], 64, max_characters=100)
         row, pair, whole = short.encode([text, (text, "ok"), text.replace(" " * 90, " " * 84)])
         assert row.truncated and pair.truncated and not whole.truncated
         read = text[:100] if side == "right" else text[-100:]
@@ -122,14 +122,14 @@ def test_a_tokenizer_whose_special_tokens_stand_elsewhere_is_refused() -> None:
         single="<cls> $A <sep>", pair="<cls> $B <sep> $A <sep>", special_tokens=[("<cls>", 2), ("<sep>", 3)]
     )
     with pytest.raises(BadBank, match="puts its special tokens elsewhere"):
-        TextEncoder(odd, pico.CONFIGS["bert"], 64)
+        TextTokenizer(odd, pico.CONFIGS["bert"], 64)
 
 
-def test_a_pair_of_long_texts_takes_no_more_memory_than_its_texts(encoder: TextEncoder) -> None:
+def test_a_pair_of_long_texts_takes_no_more_memory_than_its_texts(encoder: TextTokenizer) -> None:
     """In a process of its own, whose peak is that of this pair: combinations of what is cut off took 1.7 GiB."""
     program = (
-        "import pico, resource; from app.models.tokenizer import TextEncoder;"
-        "encoder = TextEncoder(pico.tokenizer(), pico.CONFIGS['bert'], 512, 10**6);"
+        "import pico, resource; from app.models.tokenizer import TextTokenizer;"
+        "encoder = TextTokenizer(pico.tokenizer(), pico.CONFIGS['bert'], 512, 10**6);"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "row, = encoder.encode([('late order ' * 4_000, 'order late ' * 4_000)]);"
         "assert len(row) == 64 and row.truncated;"
@@ -143,12 +143,12 @@ def test_a_pair_of_long_texts_takes_no_more_memory_than_its_texts(encoder: TextE
 
 def test_the_limit_is_the_smallest_of_setting_positions_and_tokenizer() -> None:
     bert, roberta = pico.CONFIGS["bert"], pico.CONFIGS["roberta"]
-    assert TextEncoder(pico.tokenizer(), bert, max_tokens=10).max_tokens == 10
-    assert TextEncoder(pico.tokenizer(), bert, max_tokens=512).max_tokens == 64
+    assert TextTokenizer(pico.tokenizer(), bert, max_tokens=10).max_tokens == 10
+    assert TextTokenizer(pico.tokenizer(), bert, max_tokens=512).max_tokens == 64
     # RoBERTa's positions start after the padding index.
-    assert TextEncoder(pico.tokenizer(), roberta, max_tokens=512).max_tokens == 63
+    assert TextTokenizer(pico.tokenizer(), roberta, max_tokens=512).max_tokens == 63
 
 
-def test_very_long_and_odd_texts_are_read(encoder: TextEncoder) -> None:
+def test_very_long_and_odd_texts_are_read(encoder: TextTokenizer) -> None:
     rows = encoder.encode(["late " * 20_000, "\x00\x01", "🙂 ünïcode", "\n\t late \r\n"])
     assert rows[0].truncated and all(len(row) >= 2 for row in rows)

@@ -11,7 +11,7 @@ from app.models.classifier import Mix
 from app.models.tokenizer import Row
 from app.serving.blend_provider import Weights
 from app.serving.executor import Vector
-from app.serving.request_queue import Batch, Job, Line
+from app.serving.request_queue import Batch, Job, RequestQueue
 from app.weights.recipe import Cookbook
 
 LENGTH = 10
@@ -27,8 +27,8 @@ def job(name: str | Mix, rows: int = 1) -> Job:
     return Job([row] * rows, Weights("", RECIPE, operand, "memory", 0.0), done, [b""] * rows, left=rows)  # type: ignore[arg-type]
 
 
-def line_of(*jobs: Job) -> Line:
-    line = Line()
+def line_of(*jobs: Job) -> RequestQueue:
+    line = RequestQueue()
     for one in jobs:
         line.add(one)
     return line

@@ -8,7 +8,7 @@ from test_tiers import DictTier
 
 from app.cache import write_behind
 from app.cache.memory_tier import Blend, MemoryTier
-from app.cache.write_behind import Writer
+from app.cache.write_behind import WriteBehind
 
 
 class World:
@@ -17,7 +17,7 @@ class World:
     def __init__(self) -> None:
         self.memory = MemoryTier(torch.zeros(2, 16))
         self.tier = DictTier()
-        self.writer = Writer(self.memory)
+        self.writer = WriteBehind(self.memory)
 
     async def blend(self, key: str) -> Blend:
         return self.memory.put(key, key, await self.memory.take(), pins=0)

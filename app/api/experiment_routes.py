@@ -20,9 +20,9 @@ from app.api.problems import Problem
 from app.errors import BadExperiment
 from app.experiments.assignment import check_unit
 from app.experiments.experiment import Experiment, Status
-from app.experiments.experiment_registry import Change, Experiments
+from app.experiments.experiment_registry import ExperimentChange, ExperimentRegistry
 from app.experiments.record import Record
-from app.experiments.rollout import Plan, Rollout
+from app.experiments.rollout import Rollout, RolloutPlan
 from app.experiments.rollouts import Rollouts
 from app.weights.auto_recipe import automatic
 
@@ -97,7 +97,7 @@ class ExperimentList(BaseModel):
     experiments: list[ExperimentReply]
 
 
-class DeletedReply(BaseModel):
+class DeletedExperimentReply(BaseModel):
     name: str = Field(examples=["tone"])
     version: int = Field(examples=[4], description="of the deletion; the next experiment of this name goes on from it")
 
@@ -134,7 +134,7 @@ class AssignmentReply(BaseModel):
     reason: str = Field(description="why; only `assigned` counts as an exposure")
 
 
-class PromotionRequest(Plan):
+class PromotionRequest(RolloutPlan):
     """`steps`, `step_seconds` and `step_units` matter where it is `guarded`."""
 
     arm: NameField = Field(examples=["firm"])
@@ -210,11 +210,11 @@ async def archive(
 @needs("manage")
 async def delete_experiment(
     experiments: TheExperiments, ledger: TheLedger, name: NameField, version: IfVersion = None, by: Actor = None
-) -> DeletedReply:
+) -> DeletedExperimentReply:
     """Delete an experiment that does not run, and all that it has counted, on every pod. Its name is free again."""
     change = await experiments.delete(name, version, by)
     await ledger.forget(name, change.record.phase)
-    return DeletedReply(name=change.record.name, version=change.record.version)
+    return DeletedExperimentReply(name=change.record.name, version=change.record.version)
 
 
 @router.delete("/{name}/units/{unit:path}")
@@ -272,7 +272,7 @@ async def promote(
     if not body.guarded:
         move = await rollouts.promote(name, body.arm, body.alias, by, body.force)
         return PromotionReply(alias=body.alias, recipe=str(move.alias.recipe), rollout=None)
-    plan = Plan(steps=body.steps, step_seconds=body.step_seconds, step_units=body.step_units)
+    plan = RolloutPlan(steps=body.steps, step_seconds=body.step_seconds, step_units=body.step_units)
     record = await rollouts.begin(name, body.arm, body.alias, plan, by, body.force)
     response.status_code = 202
     return PromotionReply(alias=body.alias, recipe=str(record.experiment.arm("new").recipe), rollout=record.name)
@@ -289,7 +289,7 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _reply(experiments: Experiments, record: Record, waits_for: list[str] | None = None) -> ExperimentReply:
+def _reply(experiments: ExperimentRegistry, record: Record, waits_for: list[str] | None = None) -> ExperimentReply:
     phases = [
         PhaseReply(
             number=p.number, began=None if p.began is None else _time(p.began), shares=p.shares, left_out=p.left_out
@@ -314,6 +314,6 @@ def _reply(experiments: Experiments, record: Record, waits_for: list[str] | None
     )
 
 
-def _changed(experiments: Experiments, change: Change) -> ChangeReply:
+def _changed(experiments: ExperimentRegistry, change: ExperimentChange) -> ChangeReply:
     reply = _reply(experiments, change.record)
     return ChangeReply(**reply.model_dump(), pods_asked=change.asked, pods_warm=change.warm)

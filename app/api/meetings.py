@@ -17,8 +17,8 @@ from fastapi import Depends, Header, Request
 
 from app.api.health_routes import engine_of
 from app.errors import BadTexts, BadUnit, TweenError
-from app.experiments.experiment_registry import Experiments, Meeting
-from app.segments.segment_selector import Choice
+from app.experiments.experiment_registry import ArmDraw, ExperimentRegistry
+from app.segments.segment_selector import SegmentChoice
 from app.serving.engine import Answer, Engine, Prediction
 from app.weights.auto_recipe import Auto
 from app.weights.recipe import Recipe
@@ -37,21 +37,21 @@ UnitHeader = Annotated[
 ]
 
 
-async def experiments_of(request: Request) -> Experiments:
+async def experiments_of(request: Request) -> ExperimentRegistry:
     """The experiments of this app; raises `Loading` until the bank is there."""
     await engine_of(request)
-    experiments: Experiments = request.app.state.experiments
+    experiments: ExperimentRegistry = request.app.state.experiments
     return experiments
 
 
-TheExperiments = Annotated[Experiments, Depends(experiments_of)]
+TheExperiments = Annotated[ExperimentRegistry, Depends(experiments_of)]
 
 
 @dataclass(frozen=True)
 class Met:
     """What each text of a call meets, None where its recipe names no experiment; `many`: units came as a list."""
 
-    meetings: list[Meeting | None]
+    meetings: list[ArmDraw | None]
     many: bool
 
     def wanted(self, engine: Engine, given: Sequence[Given]) -> list[Recipe | Auto]:
@@ -62,7 +62,7 @@ class Met:
 
 
 async def meet(
-    experiments: Experiments,
+    experiments: ExperimentRegistry,
     given: Sequence[Given],
     units: str | Sequence[str | None] | None,
     attributes: Mapping[str, str],
@@ -71,7 +71,7 @@ async def meet(
     """What each text of a call meets; None if no recipe names an experiment.
 
     `given` is one recipe for all texts, or one for each. Raises `BadTexts` and `BadUnit` where lists have another
-    length, and what `Experiments.draw` raises.
+    length, and what `ExperimentRegistry.draw` raises.
     """
     names = [experiments.behind(one) for one in given]
     if all(name is None for name in names):
@@ -92,7 +92,7 @@ async def meet(
 
 
 async def answer(
-    experiments: Experiments,
+    experiments: ExperimentRegistry,
     engine: Engine,
     texts: Sequence[Text],
     wanted: Sequence[Recipe | Auto],
@@ -100,7 +100,7 @@ async def answer(
     met: Met,
     function: str | None,
     cache: bool,
-) -> tuple[Answer, list[Choice]]:
+) -> tuple[Answer, list[SegmentChoice]]:
     """What the units see, and what chose the t of each text. The ledger is told of it when all shadows are there."""
     shadows = {
         (name, arm): asyncio.create_task(
@@ -122,7 +122,7 @@ async def answer(
     return shown, choices
 
 
-def _shadows(meetings: Sequence[Meeting | None]) -> dict[tuple[str, str, Recipe | Auto], list[int]]:
+def _shadows(meetings: Sequence[ArmDraw | None]) -> dict[tuple[str, str, Recipe | Auto], list[int]]:
     """The texts that each shadow arm is to see."""
     found: dict[tuple[str, str, Recipe | Auto], list[int]] = {}
     for index, meeting in enumerate(meetings):
@@ -144,8 +144,8 @@ async def _beside(
 
 
 async def _tell_with_shadows(
-    experiments: Experiments,
-    meetings: Sequence[Meeting | None],
+    experiments: ExperimentRegistry,
+    meetings: Sequence[ArmDraw | None],
     served: float,
     shown: Answer,
     shadows: Mapping[tuple[str, str], asyncio.Task[list[Prediction]]],
@@ -161,8 +161,8 @@ async def _tell_with_shadows(
 
 
 def _tell(
-    experiments: Experiments,
-    meetings: Sequence[Meeting | None],
+    experiments: ExperimentRegistry,
+    meetings: Sequence[ArmDraw | None],
     served: float,
     shown: Answer,
     beside: Mapping[int, Mapping[str, Prediction]],

@@ -22,7 +22,7 @@ from app.experiments.assignment import check_unit
 from app.experiments.events.event import Outcome, outcome_id
 from app.experiments.events.event_ledger import EventLedger
 from app.experiments.events.export_rows import FORMATS
-from app.experiments.events.null_ledger import NoLedger
+from app.experiments.events.null_ledger import NullLedger
 from app.experiments.events.unmet_units import WHY
 
 MOST_OUTCOMES = 10_000
@@ -39,13 +39,13 @@ router = APIRouter(
 )
 
 
-async def ledger_of(request: Request, experiments: TheExperiments) -> EventLedger | NoLedger:
+async def ledger_of(request: Request, experiments: TheExperiments) -> EventLedger | NullLedger:
     """The ledger of this app; raises `Loading` until the bank is there."""
-    ledger: EventLedger | NoLedger = request.app.state.ledger
+    ledger: EventLedger | NullLedger = request.app.state.ledger
     return ledger
 
 
-TheLedger = Annotated[EventLedger | NoLedger, Depends(ledger_of)]
+TheLedger = Annotated[EventLedger | NullLedger, Depends(ledger_of)]
 
 
 class OutcomeBody(BaseModel):

@@ -25,7 +25,7 @@ from app.api.meetings import UNIT_HEADER, Met, TheExperiments, UnitHeader, answe
 from app.api.problems import Problem
 from app.errors import BadTexts
 from app.names import nfc
-from app.segments.segment_selector import Choice
+from app.segments.segment_selector import SegmentChoice
 from app.serving.blend_provider import Cached
 from app.serving.engine import Answer
 from app.weights.auto_recipe import Auto
@@ -48,7 +48,7 @@ Each = Annotated[list[Entry], Field(max_length=MOST_ENTRIES, fail_fast=True)]
 """An entry for every text. More than one complaint about such a list would cost far more than the list."""
 
 
-class Texts(BaseModel):
+class TextsRequest(BaseModel):
     """What every call that classifies takes."""
 
     model_config = ConfigDict(extra="forbid")
@@ -74,7 +74,7 @@ class Texts(BaseModel):
         return [self.texts] if isinstance(self.texts, str) else list(self.texts)
 
 
-class PredictRequest(Texts):
+class PredictRequest(TextsRequest):
     recipe: RecipeField | Each[RecipeField] | None = Field(
         None,
         description="what to blend; a list has a recipe for every text, and all run in one batch. By default "
@@ -231,7 +231,7 @@ class CachedList(BaseModel):
     tiers: dict[str, dict[str, int]] = Field(description="counters of this process, by tier")
 
 
-class DeletedReply(BaseModel):
+class DeletedBlendReply(BaseModel):
     key: str
     tiers: list[str] = Field(description="the tiers that held it")
 
@@ -413,9 +413,9 @@ async def get_weights(
     responses={409: {"model": Problem, "description": "it is a member of the bank, which stays loaded"}},
 )
 @needs("manage")
-async def delete_blend(engine: TheEngine, key: str) -> DeletedReply:
+async def delete_blend(engine: TheEngine, key: str) -> DeletedBlendReply:
     """Take a blend out of every tier. A request that uses it now still finishes."""
-    return DeletedReply(key=key, tiers=await engine.blends.delete(key))
+    return DeletedBlendReply(key=key, tiers=await engine.blends.delete(key))
 
 
 def _cached(blend: Cached) -> CachedReply:
@@ -428,7 +428,7 @@ def _reply(
     top_k: int | None,
     many: bool,
     arms: ArmReply | list[ArmReply | None] | None = None,
-    choices: list[Choice] | None = None,
+    choices: list[SegmentChoice] | None = None,
     automatic: str | None = None,
 ) -> PredictReply:
     """`automatic` is the one recipe of a call where it is `auto`, which is no blend's."""

@@ -26,6 +26,7 @@ from app.errors import (
     BadSegments,
     BadTexts,
     BadUnit,
+    BlendNotPublished,
     BodyTooLarge,
     CrossOrigin,
     DeadlinePassed,
@@ -40,10 +41,9 @@ from app.errors import (
     NotDone,
     NotFinite,
     OutOfMemory,
-    OutOfReach,
     Overloaded,
     PassFailed,
-    RedisAway,
+    RedisUnavailable,
     SegmentsConflict,
     SpoolFull,
     TweenError,
@@ -87,7 +87,7 @@ STATUS: dict[type[TweenError], int] = {
     UnknownAlias: 404,
     UnknownSweep: 404,
     UnknownSegments: 404,
-    OutOfReach: 404,
+    BlendNotPublished: 404,
     MemberBlend: 409,
     AliasConflict: 409,
     NotDone: 409,
@@ -114,7 +114,7 @@ STATUS: dict[type[TweenError], int] = {
     Loading: 503,
     WorkerLost: 503,
     DeviceLost: 503,
-    RedisAway: 503,
+    RedisUnavailable: 503,
     SpoolFull: 503,
     DeadlinePassed: 504,
     OutOfMemory: 507,  # no 503: the same text would not fit a moment later either
@@ -137,7 +137,7 @@ def problem(request: Request, error: TweenError) -> JSONResponse:
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
     headers = {}
     if isinstance(
-        error, Overloaded | LimitReached | Draining | Loading | WorkerLost | DeviceLost | RedisAway | SpoolFull
+        error, Overloaded | LimitReached | Draining | Loading | WorkerLost | DeviceLost | RedisUnavailable | SpoolFull
     ):
         headers["Retry-After"] = str(error.retry_after)
     body = Problem(

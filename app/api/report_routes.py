@@ -24,22 +24,22 @@ from app.weights.auto_recipe import Auto
 from app.weights.recipe import Cookbook, Recipe
 
 
-class Sums(Protocol):
+class AggregateSource(Protocol):
     """`app.state.ledger`: what units did."""
 
     async def sums(self, name: str) -> Sequence[PhaseSums]:
-        """Of every phase so far, oldest first. Raises `RedisAway` where nobody can tell."""
+        """Of every phase so far, oldest first. Raises `RedisUnavailable` where nobody can tell."""
 
     async def uncounted(self, name: str) -> dict[str, int]:
-        """Outcomes that count nowhere, by why. Raises `RedisAway`."""
+        """Outcomes that count nowhere, by why. Raises `RedisUnavailable`."""
 
     async def latches(self, name: str) -> dict[str, str]:
-        """What reports have said and go on saying. Raises `RedisAway`."""
+        """What reports have said and go on saying. Raises `RedisUnavailable`."""
 
     async def latch(self, name: str, said: Mapping[str, str]) -> None: ...
 
     async def unmet(self, name: str) -> dict[str, int]:
-        """Outcomes `waiting` for their unit to be met, and by reason those not taken. Raises `RedisAway`."""
+        """Outcomes `waiting` for their unit to be met, and by reason those not taken. Raises `RedisUnavailable`."""
 
 
 class Named(Protocol):
@@ -58,7 +58,7 @@ class Named(Protocol):
     def amendments(self) -> Sequence[Amendment]: ...
 
 
-class Definitions(Protocol):
+class ExperimentLookup(Protocol):
     """`app.state.experiments`: what experiments are."""
 
     def get(self, name: str) -> Named:
@@ -68,13 +68,13 @@ class Definitions(Protocol):
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"], responses=REFUSALS)
 
 
-async def _sums(request: Request) -> Sums:
-    ledger: Sums = request.app.state.ledger
+async def _sums(request: Request) -> AggregateSource:
+    ledger: AggregateSource = request.app.state.ledger
     return ledger
 
 
-async def _definitions(request: Request) -> Definitions:
-    experiments: Definitions = request.app.state.experiments
+async def _definitions(request: Request) -> ExperimentLookup:
+    experiments: ExperimentLookup = request.app.state.experiments
     return experiments
 
 
@@ -86,8 +86,8 @@ async def _definitions(request: Request) -> Definitions:
 @needs("predict")
 async def get_report(
     engine: TheEngine,
-    ledger: Annotated[Sums, Depends(_sums)],
-    experiments: Annotated[Definitions, Depends(_definitions)],
+    ledger: Annotated[AggregateSource, Depends(_sums)],
+    experiments: Annotated[ExperimentLookup, Depends(_definitions)],
     name: NameField,
     format: Annotated[Literal["json", "html"], Query(description="html: a page to look at")] = "json",
 ) -> Report | HTMLResponse:

@@ -17,7 +17,7 @@ from app.api.meetings import TheExperiments
 from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField
 from app.api.problems import Problem
 from app.errors import SegmentsConflict
-from app.experiments.experiment_registry import KEPT_WARM, Experiments
+from app.experiments.experiment_registry import KEPT_WARM, ExperimentRegistry
 from app.segments.segment_registry import LiveTable
 from app.segments.segment_table import SegmentTable, Setting
 from app.serving.aliases import Aliases
@@ -134,7 +134,7 @@ async def delete_segments(
     return DeletedSegments(**_live(deleted).model_dump(), variant=variant, falls_back=falls_back)
 
 
-def _check_that_nobody_needs(variant: str, aliases: Aliases, experiments: Experiments) -> None:
+def _check_that_nobody_needs(variant: str, aliases: Aliases, experiments: ExperimentRegistry) -> None:
     """Raises `SegmentsConflict` with the first thing that would answer 404 without the table."""
     needed: dict[str, object] = {f"alias {alias.name!r}": alias.recipe for alias in aliases.all()}
     for record in experiments.all():

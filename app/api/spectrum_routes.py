@@ -11,14 +11,14 @@ from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute
 from app.api.direct import json_only
 from app.api.health_routes import TheEngine
-from app.api.predict_routes import REFUSALS, Texts, TimingsReply
+from app.api.predict_routes import REFUSALS, TextsRequest, TimingsReply
 from app.sweep.logits.logit_curve import NODES
-from app.sweep.logits.spectrum import Along, along, between
+from app.sweep.logits.spectrum import Spectrum, along, between
 
 MOST_TS = 1_001
 
 
-class SpectrumRequest(Texts):
+class SpectrumRequest(TextsRequest):
     variant: str | None = Field(
         None, description="from the base to this variant; may be left out where there is one", examples=["finance"]
     )
@@ -117,7 +117,7 @@ async def spectrum(
     return _reply(found, engine.bank.labels, ts)
 
 
-def _reply(found: Along, labels: list[str], ts: list[float]) -> SpectrumReply:
+def _reply(found: Spectrum, labels: list[str], ts: list[float]) -> SpectrumReply:
     texts = [
         TextSpectrum(
             probabilities=dict(zip(labels, scores, strict=True)),

@@ -32,12 +32,12 @@ from app.api.problems import Problem
 from app.errors import BadData, NotDone, WrongContentType
 from app.sweep.data.cv_splits import FOLDS
 from app.sweep.data.dataset import NAMES
-from app.sweep.jobs.sweep_manager import Sweeps
+from app.sweep.jobs.sweep_manager import SweepManager
 from app.sweep.jobs.sweep_process import PLOT, RAMP
-from app.sweep.jobs.sweep_state import State, Status
+from app.sweep.jobs.sweep_state import Status, SweepState
 from app.sweep.metrics_of_t import CURVE_METRICS, METRICS
 from app.sweep.report.sweep_report import HTML, JSON
-from app.sweep.sweep_order import Given, Order
+from app.sweep.sweep_order import GivenData, SweepOrder
 from app.sweep.sweep_spec import CONFIDENCE, MOST_CONFIDENCE
 
 CSV_TYPES = ("text/csv", "application/csv")
@@ -148,10 +148,10 @@ class SweepRequest(BaseModel):
         return self
 
     @property
-    def order(self) -> Order:
-        alone = [] if self.data is None else [Given(NAME, self.data)]
-        named = [Given(d.name, d.data, d.role, d.weight, d.margin, d.metric, d.confidence) for d in self.datasets]
-        return Order(
+    def order(self) -> SweepOrder:
+        alone = [] if self.data is None else [GivenData(NAME, self.data)]
+        named = [GivenData(d.name, d.data, d.role, d.weight, d.margin, d.metric, d.confidence) for d in self.datasets]
+        return SweepOrder(
             data=alone + named,
             variants=[self.variant] if self.variant else self.variants,
             line=self.line,
@@ -273,13 +273,13 @@ class SweepList(BaseModel):
     sweeps: list[SweepBrief]
 
 
-async def sweeps_of(request: Request, engine: TheEngine) -> Sweeps:
+async def sweeps_of(request: Request, engine: TheEngine) -> SweepManager:
     """The sweeps of this app; raises `Loading` until the bank is there."""
-    sweeps: Sweeps = request.app.state.sweeps
+    sweeps: SweepManager = request.app.state.sweeps
     return sweeps
 
 
-TheSweeps = Annotated[Sweeps, Depends(sweeps_of)]
+TheSweeps = Annotated[SweepManager, Depends(sweeps_of)]
 
 
 def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
@@ -417,7 +417,7 @@ async def get_results(sweeps: TheSweeps, sweep: str) -> Response:
     return Response(await sweeps.file(sweep, JSON), media_type="application/json")
 
 
-def _order(body: bytes, kind: str, request: Request) -> Order:
+def _order(body: bytes, kind: str, request: Request) -> SweepOrder:
     """What the request asks. Raises what becomes a 400 or 422."""
     if kind not in CSV_TYPES:
         return parse_json(body, SweepRequest).order
@@ -439,7 +439,7 @@ def _order(body: bytes, kind: str, request: Request) -> Order:
     return parse_json(json.dumps(asked).encode(), SweepRequest).order
 
 
-async def _events(sweeps: Sweeps, sweep: str, version: int, is_leaving: Callable[[], bool]) -> AsyncIterator[str]:
+async def _events(sweeps: SweepManager, sweep: str, version: int, is_leaving: Callable[[], bool]) -> AsyncIterator[str]:
     async for state in sweeps.follow(sweep, version):
         if state is None:
             yield ": no news\n\n"
@@ -449,13 +449,13 @@ async def _events(sweeps: Sweeps, sweep: str, version: int, is_leaving: Callable
             return
 
 
-def _brief(state: State) -> dict[str, Any]:
+def _brief(state: SweepState) -> dict[str, Any]:
     times = {name: _moment(getattr(state, name)) for name in ("created", "started", "ended")}
     same = ("id", "status", "progress", "texts_done", "texts_expected", "shared", "error")
     return {**{name: getattr(state, name) for name in same}, **times}
 
 
-def _reply(state: State) -> SweepReply:
+def _reply(state: SweepState) -> SweepReply:
     found = state.result or {"curve": None, "best": None, "sentence": None, "warnings": []}
     return SweepReply(**_brief(state), **found)
 

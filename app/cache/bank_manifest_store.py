@@ -13,7 +13,7 @@ import asyncio
 import logging
 from typing import cast
 
-from app.cluster.redis_client import Client, LeftAlone, Unavailable
+from app.cluster.redis_client import CircuitOpen, RedisCallFailed, RedisClient
 
 log = logging.getLogger(__name__)
 
@@ -22,26 +22,26 @@ LOOK_SECONDS = 30.0
 """Between two looks whether the card is still there."""
 
 
-class Cards:
+class BankManifestStore:
     """The cards in one namespace. Each stays for `ttl` seconds after the last pod that knows it has gone."""
 
-    def __init__(self, client: Client, namespace: str, ttl: int) -> None:
+    def __init__(self, client: RedisClient, namespace: str, ttl: int) -> None:
         self._client = client
         self._prefix = f"{namespace}:bank:{FORMAT}"
         self._ttl = ttl
 
     async def current(self) -> str | None:
-        """The fingerprint of the bank that is served now; raises `Unavailable`."""
+        """The fingerprint of the bank that is served now; raises `RedisCallFailed`."""
         raw = await self._get("current")
         return raw.decode(errors="replace") if raw else None
 
     async def get(self, fingerprint: str) -> bytes | None:
-        """The card of that bank, as it lies there; raises `Unavailable`."""
+        """The card of that bank, as it lies there; raises `RedisCallFailed`."""
         return await self._get(fingerprint)
 
     async def put(self, fingerprint: str, card: bytes, newest: bool) -> None:
         """Store a card that is not there. `newest`: from now on its bank is the current one, and not only where there
-        is none. Raises `Unavailable`."""
+        is none. Raises `RedisCallFailed`."""
         name, current = f"{self._prefix}:{fingerprint}", f"{self._prefix}:current"
         if newest or not await self._client.call(lambda redis: redis.expire(name, self._ttl)):
             await self._client.call(lambda redis: redis.set(name, card, ex=self._ttl))
@@ -59,8 +59,8 @@ class Cards:
             try:
                 await self.put(fingerprint, card, newest)
                 newest = False
-            except LeftAlone:
+            except CircuitOpen:
                 pass
-            except Unavailable as reason:
+            except RedisCallFailed as reason:
                 log.warning("redis: the bank's card could not be stored (%s); trying again", reason)
             await asyncio.sleep(LOOK_SECONDS)

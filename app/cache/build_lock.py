@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 
-from app.cluster.redis_client import Client
+from app.cluster.redis_client import RedisClient
 
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 """In a script, because between a GET and a DEL the lock may expire and be somebody else's."""
@@ -17,7 +17,7 @@ RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL'
 class Claims:
     """Locks that this pod holds, by name."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._tokens: dict[str, str] = {}
 

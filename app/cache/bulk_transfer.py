@@ -30,8 +30,8 @@ from redis.connection import Connection as TcpConnection
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from app.cluster.circuit_breaker import Breaker
-from app.cluster.redis_client import FAULTS, TIMEOUT, LeftAlone, Place, Unavailable
+from app.cluster.circuit_breaker import CircuitBreaker
+from app.cluster.redis_client import FAULTS, TIMEOUT, CircuitOpen, Place, RedisCallFailed
 from app.cluster.redis_url import RedisUrl
 
 CHUNK = 4 * 1024 * 1024
@@ -54,12 +54,12 @@ class CalledOff(Exception):
     """A transfer was stopped because somebody needs what it uses."""
 
 
-class Chunks:
+class BulkTransfer:
     """Moves runs of chunks. Lives on one event loop; its threads touch nothing but sockets and the given memory."""
 
     def __init__(self, url: RedisUrl, size: int = CHUNK) -> None:
         """Raises `TypeError`, `ValueError` or `RedisError` for options of the address that nobody knows."""
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
         self.size = size
         self._url = url
         self._threads = ThreadPoolExecutor(THREADS, "tween-redis")
@@ -76,7 +76,7 @@ class Chunks:
     ) -> None:
         """Fill `out` with the chunks of those names, each compared with its checksum, within so many seconds.
 
-        Raises `Wrong` where they are not what they should be and `Unavailable` where they cannot be had in time.
+        Raises `Wrong` where they are not what they should be and `RedisCallFailed` where they cannot be had in time.
         """
         until = time.monotonic() + seconds
 
@@ -95,7 +95,7 @@ class Chunks:
     ) -> list[str]:
         """Send `data` as chunks of those names; gives their checksums. Rests after each one for as long as it took.
 
-        Raises `Unavailable`, and `CalledOff` when `called_off`, asked before each chunk on a thread, says so.
+        Raises `RedisCallFailed`, and `CalledOff` when `called_off`, asked before each chunk on a thread, says so.
         """
 
         def work(wire: _Wire) -> list[str]:
@@ -119,7 +119,7 @@ class Chunks:
 
     async def _run(self, place: Place, work: Callable[[_Wire], T], attempts: int) -> T:
         if not self.breaker.allows():
-            raise LeftAlone
+            raise CircuitOpen
         future = asyncio.get_running_loop().run_in_executor(self._threads, self._on_a_wire, place, work, attempts)
         try:
             result = await asyncio.shield(future)
@@ -132,9 +132,9 @@ class Chunks:
             raise
         except ResponseError as error:
             self.breaker.succeeded()
-            raise Unavailable(str(error)) from error
+            raise RedisCallFailed(str(error)) from error
         except FAULTS as error:
-            reason = Unavailable.because(error)
+            reason = RedisCallFailed.because(error)
             self.breaker.failed(reason.timed_out)
             raise reason from error
         self.breaker.succeeded()

@@ -88,7 +88,7 @@ class _Asked:
     found: asyncio.Future[list[bytes | None]]
 
 
-class Predictions:
+class PredictionCache:
     """Logits by blend and input. Lives on the event loop's thread; none of its methods raises."""
 
     def __init__(

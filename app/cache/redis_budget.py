@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from app.cluster.redis_client import FAULTS, Client, Unavailable
+from app.cluster.redis_client import FAULTS, RedisCallFailed, RedisClient
 
 SHARE = 0.5
 """Of the server's memory (maxmemory) for the blends of one bank, whatever the budget says. A blend larger than that
@@ -27,10 +27,11 @@ return {was_empty, redis.call('ZRANGE', KEYS[1], 0, count - most - 1)}
 """
 
 
-class Budget:
-    """The blends below `prefix`, each of `each` bytes, `limit` bytes for all of them. Methods raise `Unavailable`."""
+class RedisBudget:
+    """The blends below `prefix`, each of `each` bytes, `limit` bytes for all of them. Methods raise
+    `RedisCallFailed`."""
 
-    def __init__(self, client: Client, prefix: str, each: int, limit: int, ttl: int) -> None:
+    def __init__(self, client: RedisClient, prefix: str, each: int, limit: int, ttl: int) -> None:
         self.evictions = 0
         self._client = client
         self._prefix = prefix
@@ -45,7 +46,7 @@ class Budget:
         try:
             memory = await self._client.call(lambda redis: redis.info("memory"))
             most = int(memory.get("maxmemory") or 0)
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             if str(reason) != "NoPermissionError":
                 raise
             most = 0  # a login that may not ask; the budget alone counts
@@ -81,7 +82,7 @@ class Budget:
             async for name in self._client.redis.scan_iter(match=pattern, count=1000):
                 await self._enter(name.decode().rsplit("{", 1)[1].split("}", 1)[0])
         except FAULTS as error:
-            raise Unavailable.because(error) from error
+            raise RedisCallFailed.because(error) from error
 
     async def _enter(self, key: str) -> None:
         await self._client.call(lambda redis: redis.zadd(self._name, {key: 0}, nx=True))

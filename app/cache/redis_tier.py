@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 
 from app.cache.build_lock import Claims
-from app.cache.bulk_transfer import CalledOff, Chunks, Wrong
-from app.cache.redis_budget import Budget
+from app.cache.bulk_transfer import BulkTransfer, CalledOff, Wrong
+from app.cache.redis_budget import RedisBudget
 from app.cache.redis_policy import Policy
 from app.cache.tiers import Stored
-from app.cluster.circuit_breaker import Breaker
-from app.cluster.redis_client import Client, LeftAlone, Unavailable
+from app.cluster.circuit_breaker import CircuitBreaker
+from app.cluster.redis_client import CircuitOpen, RedisCallFailed, RedisClient
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ return found
 
 
 @dataclass(frozen=True)
-class Shape:
+class BlendFormat:
     """What all blends of one bank have in common, and a foreign one has not. `bytes` is the length of a vector."""
 
     fingerprint: str
@@ -77,9 +77,9 @@ class RedisTier:
 
     def __init__(
         self,
-        client: Client,
-        chunks: Chunks,
-        shape: Shape,
+        client: RedisClient,
+        chunks: BulkTransfer,
+        shape: BlendFormat,
         policy: Policy,
         namespace: str,
         ttl: int,
@@ -94,7 +94,7 @@ class RedisTier:
         self._shape = shape
         self._prefix = shape.prefix(namespace, chunks.size)
         self._ttl = ttl
-        self._budget = Budget(client, self._prefix, shape.bytes, limit, ttl)
+        self._budget = RedisBudget(client, self._prefix, shape.bytes, limit, ttl)
         self._claims = Claims(client)
         self._quiet_until = 0.0
         self._measuring: asyncio.Task[None] | None = None
@@ -110,7 +110,7 @@ class RedisTier:
                 return True
             self.misses += 1
             return self.policy.waits(kind) and await self._wait_for_its_builder(key, kind, out)
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("read", reason)
             return False
 
@@ -138,7 +138,7 @@ class RedisTier:
             self.called_off += 1
             await self.delete(key)
             return None
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("write", reason)
             await self.delete(key)
             return None
@@ -152,20 +152,20 @@ class RedisTier:
     async def let_go(self, key: str) -> None:
         try:
             await self._claims.release(self._name(key, "lock"))
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("unlock", reason)
 
     async def renew(self, key: str) -> None:
         try:
             await self._renew(key)
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("renewal", reason)
 
     async def delete(self, key: str) -> bool:
         try:
             removed = await self._remove(key)
             await self._budget.forget(key)
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("delete", reason)
             return False
         return removed
@@ -173,7 +173,7 @@ class RedisTier:
     async def find(self, key: str) -> Stored | None:
         try:
             return await self._find(key)
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("look-up", reason)
             return None
 
@@ -183,7 +183,7 @@ class RedisTier:
             found = {key: await self._find(key) for key in keys}
             for key in (key for key, blend in found.items() if blend is None):
                 await self._budget.forget(key)
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("listing", reason)
             return []
         return [blend for blend in found.values() if blend is not None]
@@ -191,7 +191,7 @@ class RedisTier:
     async def is_well(self) -> bool:
         try:
             await self._client.ping()
-        except Unavailable:
+        except RedisCallFailed:
             return False
         return not self._chunks.breaker.is_open
 
@@ -218,7 +218,7 @@ class RedisTier:
     def costs(self) -> list[tuple[str, str, float]]:
         return self.policy.costs()
 
-    def breakers(self) -> dict[str, Breaker]:
+    def breakers(self) -> dict[str, CircuitBreaker]:
         return {"small": self._client.breaker, "weights": self._chunks.breaker}
 
     # -- reading ---------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class RedisTier:
             self._tell(f"blend {key} in redis is wrong and is deleted: {error} ({self.corrupt} so far)")
             await self.delete(key)
             return False
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             if reason.timed_out:
                 self.policy.fetch_timed_out(time.perf_counter() - started)
             raise
@@ -250,7 +250,7 @@ class RedisTier:
     async def _note_use(self, key: str) -> None:
         try:
             await self._budget.use(key, self._remove)
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             self._failed("bookkeeping", reason)
 
     async def _read_chunks(self, key: str, checksums: list[str], out: Tensor, seconds: float) -> None:
@@ -356,7 +356,7 @@ class RedisTier:
             await self._chunks.read(place, [name], checksums, back, self.policy.fetch_limit(""))
             read = time.perf_counter()
             await self._client.call(lambda redis: redis.unlink(name))
-        except Unavailable as reason:
+        except RedisCallFailed as reason:
             if reason.timed_out:
                 self.policy.fetch_timed_out((time.perf_counter() - started) * self._shape.bytes / length)
             self._failed("measurement", reason)
@@ -391,8 +391,8 @@ class RedisTier:
     def _name(self, key: str, part: str | int) -> str:
         return f"{self._prefix}:{{{key}}}:{part}"
 
-    def _failed(self, doing: str, reason: Unavailable) -> None:
-        if isinstance(reason, LeftAlone):
+    def _failed(self, doing: str, reason: RedisCallFailed) -> None:
+        if isinstance(reason, CircuitOpen):
             return
         self.errors += 1
         self._tell(f"redis: {doing} failed ({reason}); going on without it ({self.errors} errors so far)")

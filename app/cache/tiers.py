@@ -17,8 +17,8 @@ from typing import Protocol
 from torch import Tensor
 
 from app.cache.memory_tier import Blend, MemoryTier
-from app.cache.write_behind import Writer
-from app.cluster.circuit_breaker import Breaker
+from app.cache.write_behind import WriteBehind
+from app.cluster.circuit_breaker import CircuitBreaker
 
 BUILT = "built"
 RENEW_SECONDS = 30.0
@@ -84,12 +84,12 @@ class Tier(Protocol):
     def costs(self) -> list[tuple[str, str, float]]:
         """What each way costs: `build`, `fetch` or `write`, the kind of build (else empty), and seconds."""
 
-    def breakers(self) -> Mapping[str, Breaker]:
+    def breakers(self) -> Mapping[str, CircuitBreaker]:
         """By name, what leaves this tier alone while it does not answer."""
 
 
 @dataclass(frozen=True)
-class Lease:
+class BlendPin:
     """A blend in use: where it came from, and what that took."""
 
     blend: Blend
@@ -101,7 +101,7 @@ class Lease:
 class _Flight:
     """A fetch or build under way, and how many wait for it."""
 
-    task: asyncio.Task[Lease]
+    task: asyncio.Task[BlendPin]
     waiters: int = 0
 
 
@@ -111,7 +111,7 @@ class Ladder:
     def __init__(self, memory: MemoryTier, further: Sequence[Tier] = ()) -> None:
         self.memory = memory
         self.further = list(further)
-        self.writer = Writer(memory)
+        self.writer = WriteBehind(memory)
         self.builds = 0
         self._flights: dict[str, _Flight] = {}
         self._chores: set[asyncio.Task[None]] = set()
@@ -128,16 +128,16 @@ class Ladder:
     @asynccontextmanager
     async def lease(
         self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str = ""
-    ) -> AsyncIterator[Lease]:
+    ) -> AsyncIterator[BlendPin]:
         """The blend of that key, pinned while the context is open. `build` fills a slot (P,) on a miss."""
         blend = self.memory.pin(key)
-        lease = Lease(blend, self.memory.name, 0.0) if blend else await self._join(key, recipe, build, kind)
+        lease = BlendPin(blend, self.memory.name, 0.0) if blend else await self._join(key, recipe, build, kind)
         try:
             yield lease
         finally:
             self.memory.unpin(lease.blend)
 
-    async def _join(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str) -> Lease:
+    async def _join(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str) -> BlendPin:
         """Wait for the blend that one caller fetches for all; it comes pinned once for each who waits."""
         flight = self._flights.get(key)
         if flight is None:
@@ -155,7 +155,7 @@ class Ladder:
                 flight.waiters -= 1
             raise
 
-    async def _fetch(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str) -> Lease:
+    async def _fetch(self, key: str, recipe: str, build: Callable[[Tensor], Awaitable[None]], kind: str) -> BlendPin:
         started = time.perf_counter()
         flight = self._flights[key]
         slot = await self.memory.take()
@@ -175,7 +175,7 @@ class Ladder:
             self.built(kind, seconds)
             writing = [tier for tier in self.further if tier.wants(kind) and self.writer.add(blend, tier)]
             self._let_go(key, [tier for tier in self.further if tier not in writing])
-        return Lease(blend, source, (time.perf_counter() - started) * 1e3)
+        return BlendPin(blend, source, (time.perf_counter() - started) * 1e3)
 
     async def _fill(
         self, key: str, slot: Tensor, build: Callable[[Tensor], Awaitable[None]], kind: str

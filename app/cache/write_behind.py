@@ -20,7 +20,7 @@ END_SECONDS = 2.0
 """How long a service that stops goes on writing."""
 
 
-class Writer:
+class WriteBehind:
     """Writes blends in the order in which they came. Lives on one event loop."""
 
     def __init__(self, memory: MemoryTier) -> None:

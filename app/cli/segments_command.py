@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from app.segments.fit.segment_texts import SegmentTexts
     from app.segments.segment_table import SegmentTable
     from app.sweep.logits.local_provider import LocalProvider
-    from app.sweep.logits.logit_curve import Curve
+    from app.sweep.logits.logit_curve import LogitCurve
 
 More = Sequence[tuple[str, str]]
 """Texts without labels, with their segments."""
@@ -58,8 +58,8 @@ def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
     from app.segments.fit.segment_texts import SegmentTexts
     from app.segments.fit.segments_report import text_of, write
     from app.sweep.logits.line import Line
-    from app.sweep.logits.logit_cache import FolderStore, Passes
-    from app.sweep.logits.logit_curve import Curve
+    from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache
+    from app.sweep.logits.logit_curve import LogitCurve
 
     provider = load(options)
     variants = variants_to_choose_from(options, provider)
@@ -74,9 +74,9 @@ def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
     ]
     texts = SegmentTexts(datasets, [share for _, share in pairs])
     with progress("segments") as on_progress:
-        passes = Passes(provider, FolderStore(store), on_progress)
+        passes = LogitCache(provider, FolderLogitStore(store), on_progress)
         curves = {
-            variant: Curve(Line.read(variant, provider.cookbook), [dataset.texts for dataset in datasets], passes)
+            variant: LogitCurve(Line.read(variant, provider.cookbook), [dataset.texts for dataset in datasets], passes)
             for variant in variants
         }
     table, found = (_along_one if len(curves) == 1 else _across)(
@@ -110,7 +110,7 @@ def variants_to_choose_from(options: argparse.Namespace, provider: LocalProvider
 
 
 def _along_one(
-    texts: SegmentTexts, curves: dict[str, Curve], bank: str, more: More, seed: int
+    texts: SegmentTexts, curves: dict[str, LogitCurve], bank: str, more: More, seed: int
 ) -> tuple[SegmentTable, SegmentFindings]:
     from app.segments.fit.evaluate_gain import fit_table, judged
     from app.segments.fit.fit_one_line import Segmented
@@ -121,7 +121,7 @@ def _along_one(
 
 
 def _across(
-    texts: SegmentTexts, curves: dict[str, Curve], bank: str, more: More, seed: int
+    texts: SegmentTexts, curves: dict[str, LogitCurve], bank: str, more: More, seed: int
 ) -> tuple[SegmentTable, SegmentFindings]:
     from app.segments.fit.evaluate_gain import judged
     from app.segments.fit.fit_across_variants import AcrossVariants

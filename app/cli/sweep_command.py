@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from app.sweep.logits.line import Line
     from app.sweep.logits.local_provider import LocalProvider
     from app.sweep.logits.logit_cache import Progress
-    from app.sweep.sweep_spec import Guard, Question
+    from app.sweep.sweep_spec import Guard, SweepSpec
 
 Load = Callable[[argparse.Namespace], "LocalProvider"]
 """Loads the bank that the options name."""
@@ -134,9 +134,9 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path, shared: Call
         return run_there(options)
     from app.sweep.diagnostics.fgsm import FastGradient
     from app.sweep.diagnostics.robustness import TS, robustness
-    from app.sweep.jobs.shard import Share
+    from app.sweep.jobs.shard import Shard
     from app.sweep.layer_ramp import swept
-    from app.sweep.logits.logit_cache import FolderStore, MemoryStore, Passes
+    from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache, MemoryLogitStore
     from app.sweep.multi_variant import towards_the_best_mix
 
     provider = load(options)
@@ -144,13 +144,13 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path, shared: Call
     variants, direction = variants_of(options, provider), None
     if options.share and len(variants) > 1:
         raise BadData("--share works along one line; name one --variant, or a --line")
-    share = Share(options.share, provider, shared()) if options.share else None
+    share = Shard(options.share, provider, shared()) if options.share else None
     if share is not None:
         print(f"{share.run(question)} chunks are run", flush=True)
         if not share.collects:
             return 0
     with progress("sweep") as on_progress:
-        passes = Passes(share or provider, MemoryStore() if share else FolderStore(store), on_progress)
+        passes = LogitCache(share or provider, MemoryLogitStore() if share else FolderLogitStore(store), on_progress)
         if len(variants) > 1:
             line, direction = towards_the_best_mix(question, variants, passes)
             question = replace(question, line=line, squared_length=line.squared_length(provider.delta_products))
@@ -188,14 +188,14 @@ def run_barrier(options: argparse.Namespace, load: Load, store: Path) -> int:
     """Measure the barrier along a line, and print the verdict."""
     from app.models.variant_checks import Recorded, digest_of, record_barrier
     from app.sweep.diagnostics.barrier import barrier
-    from app.sweep.logits.logit_cache import FolderStore, Passes
+    from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache
 
     provider = load(options)
     line = line_of(options, provider)
     variant = _variant_at_the_end(line) if options.record else None
     dataset = dataset_of_path(options.data, provider, columns_of(options), labelled=False)
     with progress("barrier") as on_progress:
-        found = barrier(line, dataset, Passes(provider, FolderStore(store), on_progress))
+        found = barrier(line, dataset, LogitCache(provider, FolderLogitStore(store), on_progress))
     print(f"{'t':>5}  {'log loss':>8}  {'above':>6}  {'error':>7}  above")
     for at in found.steps:
         if abs(at.t * 10 - round(at.t * 10)) < 1e-6:
@@ -220,9 +220,9 @@ def _variant_at_the_end(line: Line) -> str:
     return line.end_name
 
 
-def question_of(options: argparse.Namespace, provider: LocalProvider) -> Question:
+def question_of(options: argparse.Namespace, provider: LocalProvider) -> SweepSpec:
     """The question that the options put. Raises `BadData`, `BadRecipe` or `UnknownVariant`."""
-    from app.sweep.sweep_spec import Question
+    from app.sweep.sweep_spec import SweepSpec
 
     columns = columns_of(options)
     targets, shares = [], []
@@ -232,7 +232,7 @@ def question_of(options: argparse.Namespace, provider: LocalProvider) -> Questio
         shares.append(share)
     line = line_of(options, provider)
     penalty = penalty_of(options.penalty)
-    question = Question(
+    question = SweepSpec(
         line=line,
         targets=targets,
         shares=shares,

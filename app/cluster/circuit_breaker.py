@@ -14,7 +14,7 @@ JITTER = 0.25
 """Share by which that varies, so that many pods do not all ask a server in the moment it comes back."""
 
 
-class Breaker:
+class CircuitBreaker:
     """Closed: calls are made. Open: none is, except one a second to see whether the server is back."""
 
     def __init__(

@@ -25,7 +25,7 @@ from typing import cast
 from redis.asyncio import Redis, RedisCluster
 
 from app.cluster.redis_client import FAULTS
-from app.errors import RedisAway
+from app.errors import RedisUnavailable
 
 MARK = b":mark"
 SWAP = """
@@ -54,7 +54,7 @@ LISTEN = 1.0
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Snapshot:
     """The documents by name, as they were when the mark was this one."""
 
     mark: bytes | None
@@ -62,7 +62,7 @@ class Shelf:
 
 
 class DocumentStore:
-    """Documents of one kind in Redis. Every method raises `RedisAway` when Redis does not answer or refuses."""
+    """Documents of one kind in Redis. Every method raises `RedisUnavailable` when Redis does not answer or refuses."""
 
     def __init__(self, redis: Redis | RedisCluster, namespace: str, kind: str) -> None:
         self._redis = redis
@@ -74,10 +74,10 @@ class DocumentStore:
         with self._outage():
             return cast(bytes | None, await self._redis.hget(self._key, MARK.decode()))
 
-    async def read(self) -> Shelf:
+    async def read(self) -> Snapshot:
         with self._outage():
             found = cast(dict[bytes, bytes], await self._redis.hgetall(self._key))
-        return Shelf(
+        return Snapshot(
             found.pop(MARK, None), {name.decode(errors="replace"): document for name, document in found.items()}
         )
 
@@ -139,7 +139,7 @@ def _outage(kind: str) -> Iterator[None]:
     try:
         yield
     except FAULTS as error:
-        raise RedisAway(
+        raise RedisUnavailable(
             f"redis does not answer or refuses ({type(error).__name__}), and without it the pods cannot agree; "
             f"{kind} stay as they are"
         ) from error

@@ -37,7 +37,7 @@ def find_server() -> str | None:
     return str(shipped) if shipped.is_file() else None
 
 
-class PrivateRedis:
+class EmbeddedRedis:
     """A running redis-server; `url` is what clients connect to."""
 
     def __init__(self, server: str, maxmemory_mib: int) -> None:

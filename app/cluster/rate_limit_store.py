@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from app.cluster.redis_client import Client, Unavailable
+from app.cluster.redis_client import RedisCallFailed, RedisClient
 
 TAKE = """
 local clock = redis.call('TIME')
@@ -47,7 +47,7 @@ return {granted, string.format('%.6f', wait), free, left}
 
 
 @dataclass(frozen=True)
-class Grant:
+class LeasedTokens:
     """How many permits were given, and if none, the seconds until there may be one; what is left for others, of the
     bucket and of the day, -1 where there is no such limit."""
 
@@ -57,14 +57,14 @@ class Grant:
     left: int
 
 
-class Permits:
+class RateLimitStore:
     """Takes permits out of buckets in Redis."""
 
-    def __init__(self, client: Client, namespace: str) -> None:
+    def __init__(self, client: RedisClient, namespace: str) -> None:
         self._client = client
         self._namespace = namespace
 
-    async def take(self, name: str, want: int, per_second: float | None, per_day: int | None) -> Grant | None:
+    async def take(self, name: str, want: int, per_second: float | None, per_day: int | None) -> LeasedTokens | None:
         """Up to `want` permits; None if Redis does not answer. A bucket holds what a second brings, one permit at
         least."""
         # The braces keep both on one node of a cluster.
@@ -76,7 +76,7 @@ class Permits:
             answer = await self._client.call(
                 lambda redis: cast(Awaitable[list[Any]], redis.eval(TAKE, 2, bucket, day, *arguments))
             )
-        except Unavailable:
+        except RedisCallFailed:
             return None
         granted, wait, free, left = answer
-        return Grant(int(granted), float(wait), int(free), int(left))
+        return LeasedTokens(int(granted), float(wait), int(free), int(left))

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.cluster.circuit_breaker import Breaker
+from app.cluster.circuit_breaker import CircuitBreaker
 from app.cluster.redis_url import RedisUrl
 from app.spans import spent
 
@@ -43,7 +43,7 @@ Place = tuple[str, int] | None
 """Host and port of the server that holds a key; None where there is only one server."""
 
 
-class Unavailable(Exception):
+class RedisCallFailed(Exception):
     """A call failed; the message is a word for the log and never holds an address."""
 
     def __init__(self, word: str, timed_out: bool = False) -> None:
@@ -51,18 +51,18 @@ class Unavailable(Exception):
         self.timed_out = timed_out
 
     @classmethod
-    def because(cls, error: BaseException) -> Unavailable:
+    def because(cls, error: BaseException) -> RedisCallFailed:
         return cls(type(error).__name__, isinstance(error, TimeoutError | RedisTimeoutError))
 
 
-class LeftAlone(Unavailable):
+class CircuitOpen(RedisCallFailed):
     """A call was not made, because the breaker is open."""
 
     def __init__(self) -> None:
         super().__init__("left alone")
 
 
-class Client:
+class RedisClient:
     """One Redis, whatever its shape. Lives on one event loop."""
 
     def __init__(
@@ -72,14 +72,14 @@ class Client:
         close: Callable[[], Awaitable[object]],
     ) -> None:
         self.redis = redis
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
         self._locate = locate
         self._close = close
 
     async def call(self, ask: Callable[[AnyRedis], Awaitable[T]]) -> T:
-        """The answer to a small call; raises `Unavailable`, at once while the breaker is open."""
+        """The answer to a small call; raises `RedisCallFailed`, at once while the breaker is open."""
         if not self.breaker.allows():
-            raise LeftAlone
+            raise CircuitOpen
         started = time.perf_counter()
         try:
             async with asyncio.timeout(WHOLE):
@@ -87,9 +87,9 @@ class Client:
         except ResponseError as error:
             # The server is there and says no (full, read-only, not allowed): nothing to protect callers from.
             self.breaker.succeeded()
-            raise Unavailable.because(error) from error
+            raise RedisCallFailed.because(error) from error
         except FAULTS as error:
-            reason = Unavailable.because(error)
+            reason = RedisCallFailed.because(error)
             self.breaker.failed(reason.timed_out)
             raise reason from error
         finally:
@@ -98,15 +98,15 @@ class Client:
         return answer
 
     async def place(self, name: str) -> Place:
-        """Which server holds a key now; raises `Unavailable`."""
+        """Which server holds a key now; raises `RedisCallFailed`."""
         try:
             async with asyncio.timeout(WHOLE):
                 return await self._locate(name)
         except FAULTS as error:
-            raise Unavailable.because(error) from error
+            raise RedisCallFailed.because(error) from error
 
     async def ping(self) -> float:
-        """Milliseconds that a small call takes; raises `Unavailable`."""
+        """Milliseconds that a small call takes; raises `RedisCallFailed`."""
         started = time.perf_counter()
         await self.call(lambda redis: redis.ping())
         return (time.perf_counter() - started) * 1e3
@@ -115,21 +115,21 @@ class Client:
         await self._close()
 
 
-def connect(url: RedisUrl) -> Client:
+def connect(url: RedisUrl) -> RedisClient:
     """A client; connects when it is first used. Raises `TypeError` or `ValueError` for options nobody knows."""
     return {"server": _server, "sentinel": _sentinel, "cluster": _cluster}[url.kind](url)
 
 
-def _server(url: RedisUrl) -> Client:
+def _server(url: RedisUrl) -> RedisClient:
     async def only_one(name: str) -> Place:
         return None
 
     pool = BlockingConnectionPool.from_url(url.plain, timeout=POOL_TIMEOUT, **_manners())
     redis: Redis = Redis.from_pool(pool)  # closing it closes the pool
-    return Client(redis, only_one, redis.aclose)
+    return RedisClient(redis, only_one, redis.aclose)
 
 
-def _sentinel(url: RedisUrl) -> Client:
+def _sentinel(url: RedisUrl) -> RedisClient:
     options = _options(url)
     tls = {name: value for name, value in options.items() if name.startswith("ssl")}
     sentinel = Sentinel(url.nodes, sentinel_kwargs={**_manners(), **tls, **url.sentinel_login})
@@ -143,10 +143,10 @@ def _sentinel(url: RedisUrl) -> Client:
         await redis.aclose()
         await sentinel.aclose()
 
-    return Client(redis, master, close)
+    return RedisClient(redis, master, close)
 
 
-def _cluster(url: RedisUrl) -> Client:
+def _cluster(url: RedisUrl) -> RedisClient:
     nodes = [ClusterNode(host, port) for host, port in url.nodes]
     cluster = RedisCluster(startup_nodes=nodes, **{**_manners(), **_options(url)})
 
@@ -157,7 +157,7 @@ def _cluster(url: RedisUrl) -> Client:
             raise ConnectionError("no node holds this slot")
         return str(node.host), int(node.port)
 
-    return Client(cluster, owner, cluster.aclose)
+    return RedisClient(cluster, owner, cluster.aclose)
 
 
 def _options(url: RedisUrl) -> dict[str, Any]:

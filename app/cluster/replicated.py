@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-from app.cluster.document_store import DocumentStore, Shelf
-from app.errors import RedisAway
+from app.cluster.document_store import DocumentStore, Snapshot
+from app.errors import RedisUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Document(Protocol):
 D = TypeVar("D", bound=Document)
 
 
-class Following(Generic[D]):
+class Replicated(Generic[D]):
     """The documents of one kind, as this pod knows them: `known`, by name."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Following(Generic[D]):
         self._on_change = on_change
         self._is_forgotten = is_forgotten
         self._on_question = on_question
-        self._read: Shelf | None = None
+        self._read: Snapshot | None = None
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -135,12 +135,12 @@ class Following(Generic[D]):
         try:
             if self._read is None or await store.mark() != self._read.mark:
                 self._read = await self._compare(store, await store.read())
-        except RedisAway:
+        except RedisUnavailable:
             log.debug("%s: redis is away", self._kind)
         except Exception:
             log.exception("%s: the check failed", self._kind)  # and is tried again: a pod must not go deaf
 
-    async def _compare(self, store: DocumentStore, shelf: Shelf) -> Shelf:
+    async def _compare(self, store: DocumentStore, shelf: Snapshot) -> Snapshot:
         """Adopt what is newer in Redis, and write back what it has lost; gives what was read."""
         theirs = {name: self._decode(name, document) for name, document in shelf.documents.items()}
         for name in {*theirs, *self.known}:
@@ -166,7 +166,7 @@ class Following(Generic[D]):
         while True:
             try:
                 await store.listen(self._news.set, asked)
-            except RedisAway:
+            except RedisUnavailable:
                 log.debug("%s: redis is away", self._kind)
             except Exception:
                 log.exception("%s: listening failed", self._kind)  # and goes on: messages are hints, but quick ones

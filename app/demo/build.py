@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from app.demo import corpus, training
 from app.demo.encoder import SHA256, encoder_folder
-from app.demo.training import Plan, fine_tune
+from app.demo.training import TrainingPlan, fine_tune
 from app.models.checkpoint import read_tokenizer
 
-BASE_PLAN = Plan(epochs=3, rate=1e-4, head_rate=1e-3)
-VARIANT_PLAN = Plan(epochs=4, rate=1e-4, head_rate=1e-4)
+BASE_PLAN = TrainingPlan(epochs=3, rate=1e-4, head_rate=1e-3)
+VARIANT_PLAN = TrainingPlan(epochs=4, rate=1e-4, head_rate=1e-4)
 SEED = 20
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.demo import corpus
 from app.models.bank import BankSpec, load_bank
 from app.models.classifier import Classifier
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 from app.sweep.metrics_of_t import Scores, scores
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
@@ -23,7 +23,7 @@ def scores_along_t(file: Path, grid: Sequence[float] = GRID) -> dict[str, dict[f
     """For each variant and each t: scores on its own test texts, on general ones, and on both together."""
     bank = load_bank(BankSpec.from_toml(file), torch.device("cpu"))
     classifier = Classifier(bank)
-    encoder = TextEncoder(bank.tokenizer, bank.config, max_tokens=128)
+    encoder = TextTokenizer(bank.tokenizer, bank.config, max_tokens=128)
     cookbook = Cookbook(bank.variants)
     slot = bank.arena.new_vector()
     general = corpus.read(corpus.GENERAL, "test")

@@ -13,7 +13,7 @@ from app.demo.corpus import Example
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How to train. `head_rate` is the learning rate of what lies outside the encoder."""
 
     epochs: int
@@ -31,7 +31,7 @@ def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     examples: Sequence[Example],
-    plan: Plan,
+    plan: TrainingPlan,
     seed: int,
     on_step: Callable[[], None],
 ) -> None:
@@ -58,7 +58,7 @@ def fine_tune(
     model.eval()
 
 
-def _groups(model: PreTrainedModel, plan: Plan) -> list[dict[str, object]]:
+def _groups(model: PreTrainedModel, plan: TrainingPlan) -> list[dict[str, object]]:
     encoder = model.base_model_prefix + "."
     inside = [p for name, p in model.named_parameters() if name.startswith(encoder)]
     outside = [p for name, p in model.named_parameters() if not name.startswith(encoder)]

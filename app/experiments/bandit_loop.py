@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from app.cluster.document_store import DocumentStore
 from app.errors import ExperimentConflict
 from app.experiments.events.aggregates import PhaseSums
-from app.experiments.experiment_registry import Experiments
+from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.leader_loop import drive
 from app.experiments.record import Record
 from app.experiments.stats.dose_response import doses_of
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 ACTOR = "bandit"
 
 Sums = Callable[[str], Awaitable[Sequence[PhaseSums]]]
-"""What units did, by the experiment's name; raises `RedisAway` where nobody can tell."""
+"""What units did, by the experiment's name; raises `RedisUnavailable` where nobody can tell."""
 
 
-class Bandits:
+class BanditLoop:
     """Has shares follow outcomes."""
 
     def __init__(
         self,
-        experiments: Experiments,
+        experiments: ExperimentRegistry,
         store: DocumentStore | None,
         sums: Sums,
         clock: Callable[[], float] = time.time,

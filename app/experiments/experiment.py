@@ -93,7 +93,7 @@ class Metric(_Part):
     cap: float | None = Field(None, gt=0, allow_inf_nan=False, description="most that one unit can add, against bots")
 
 
-class Layer(_Part):
+class ExperimentLayer(_Part):
     """A share of all units that this experiment has for itself; experiments of one layer never share a unit."""
 
     name: Name
@@ -111,7 +111,9 @@ class Experiment(_Part):
         None, max_length=64, description="by default the experiment's name; decides who meets what"
     )
     coverage: Share = Field(1.0, description="part of all units that is in; may grow without moving anybody who is in")
-    layer: Layer | None = Field(None, description="units that this experiment shares with no other of the layer")
+    layer: ExperimentLayer | None = Field(
+        None, description="units that this experiment shares with no other of the layer"
+    )
     holdout: Share = Field(0.0, description="part of all units that no experiment ever touches")
     targeting: dict[Word, Annotated[list[Word], Field(max_length=1_000, fail_fast=True)]] = Field(
         default_factory=dict,

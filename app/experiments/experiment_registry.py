@@ -17,18 +17,18 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.cluster.document_store import DocumentStore
-from app.cluster.replicated import Following, stands_at
-from app.errors import BadExperiment, ExperimentConflict, RedisAway, TweenError, UnknownExperiment
+from app.cluster.replicated import Replicated, stands_at
+from app.errors import BadExperiment, ExperimentConflict, RedisUnavailable, TweenError, UnknownExperiment
 from app.experiments.assignment import Assignment, assign
 from app.experiments.events.exposure import Exposure, Ledger
 from app.experiments.experiment import Arm, Experiment, Status
 from app.experiments.experiment_file import check_name, digest
 from app.experiments.record import Record
 from app.experiments.rollout import OWN
-from app.experiments.sticky_assignment import Sticky
+from app.experiments.sticky_assignment import StickyAssignment
 from app.names import nfc
 from app.serving.aliases import DEFAULT
-from app.serving.prewarm import Kept, Warmth
+from app.serving.prewarm import PinnedBlend, Prewarm
 from app.weights.auto_recipe import Auto
 from app.weights.recipe import Cookbook, Recipe, names_alias
 
@@ -48,7 +48,7 @@ KEPT_WARM: tuple[Status, ...] = ("running", "paused")
 
 
 @dataclass(frozen=True)
-class Change:
+class ExperimentChange:
     """A record after a change, whether that made it, how many pods were asked to have the arms' blends in memory first,
     and how many had all of them."""
 
@@ -59,7 +59,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class ArmDraw:
     """What one text of a unit is to be answered with, and which arms are computed beside it and not shown."""
 
     unit: str | None
@@ -77,27 +77,27 @@ class _Served:
     record: Record
     recipes: dict[str, Recipe | Auto]
     shadows: dict[str, Recipe | Auto]
-    kept: list[Kept]
+    kept: list[PinnedBlend]
 
 
-class Experiments:
+class ExperimentRegistry:
     """The experiments of a service."""
 
     def __init__(
         self,
         cookbook: Cookbook,
-        warmth: Warmth,
+        warmth: Prewarm,
         store: DocumentStore | None,
         ledger: Ledger | None = None,
-        sticky: Sticky | None = None,
+        sticky: StickyAssignment | None = None,
     ) -> None:
         """Without a `ledger`, nobody takes note of who met what; without `sticky`, this process alone knows who stays
         with which arm of a bandit."""
         self.ledger = ledger
         self._cookbook = cookbook
         self._warmth = warmth
-        self._sticky = sticky or Sticky(None, "")
-        self._following = Following("experiments", store, Record.decoded, self._follow, _is_forgotten)
+        self._sticky = sticky or StickyAssignment(None, "")
+        self._following = Replicated("experiments", store, Record.decoded, self._follow, _is_forgotten)
         self._served: dict[str, _Served] = {}
         self._rollouts: dict[str, _Served] = {}
         """What is being rolled out, by the alias."""
@@ -149,16 +149,16 @@ class Experiments:
             raise self._unserved(name)
         return served.recipes
 
-    def draw(self, name: str, unit: str | None, attributes: Mapping[str, str]) -> Meeting:
+    def draw(self, name: str, unit: str | None, attributes: Mapping[str, str]) -> ArmDraw:
         """The arm that the hash gives a unit here and now; raises `UnknownExperiment` and `BadUnit`."""
         served = self._served.get(name)
         if served is None:
             raise self._unserved(name)
         found = assign(name, served.record.experiment, served.record.phase, unit, attributes)
         era = served.record.era if found.counts and served.record.experiment.mode == "bandit" else None
-        return Meeting(unit, found, served.recipes[found.arm], served.shadows if found.counts else {}, era)
+        return ArmDraw(unit, found, served.recipes[found.arm], served.shadows if found.counts else {}, era)
 
-    async def meet(self, drawn: Sequence[Meeting | None], keep: bool = True) -> list[Meeting | None]:
+    async def meet(self, drawn: Sequence[ArmDraw | None], keep: bool = True) -> list[ArmDraw | None]:
         """The meetings that come of draws: units of bandits get what they drew first, as if it were now. What is drawn
         now for the first time they `keep`, unless this is only a look."""
         bandits = {(one.assignment.experiment, one.era, one.unit): one for one in drawn if one and one.era and one.unit}
@@ -167,7 +167,7 @@ class Experiments:
         offers = {key: one.assignment.encoded() for key, one in bandits.items()}
         recipes = {name: self._served[name].recipes for name, _, _ in bandits}
         firsts = await self._sticky.first(offers, keep)
-        met: list[Meeting | None] = []
+        met: list[ArmDraw | None] = []
         for one in drawn:
             if one and one.era and one.unit:
                 first = one.assignment.decoded(firsts[one.assignment.experiment, one.era, one.unit])
@@ -196,7 +196,7 @@ class Experiments:
         return served.record.name
 
     def tell(
-        self, meeting: Meeting, at: float, agreed: dict[str, bool], covariate: float | None, latency_ms: float
+        self, meeting: ArmDraw, at: float, agreed: dict[str, bool], covariate: float | None, latency_ms: float
     ) -> None:
         """Tell the ledger of a prediction that was served at that time, if its unit was drawn by lot."""
         found = meeting.assignment
@@ -225,16 +225,18 @@ class Experiments:
 
     async def define(
         self, name: str, definition: Experiment, version: int | None = None, by: str | None = None
-    ) -> Change:
+    ) -> ExperimentChange:
         """Make an experiment, or give it another definition, on every pod.
 
         With a `version`, only if it is at that one (0: if it does not exist). Raises `BadExperiment` for an impossible
-        name, what the cookbook raises for the arms, `ExperimentConflict` and `RedisAway`.
+        name, what the cookbook raises for the arms, `ExperimentConflict` and `RedisUnavailable`.
         """
         definition = self._canonical(name, definition)
         return await self._change(name, version, lambda record: record.defined(definition, by))
 
-    async def set_status(self, name: str, status: Status, version: int | None = None, by: str | None = None) -> Change:
+    async def set_status(
+        self, name: str, status: Status, version: int | None = None, by: str | None = None
+    ) -> ExperimentChange:
         """Start, pause or stop an experiment on every pod; raises `UnknownExperiment`, and as `define` does."""
 
         def changed(record: Record) -> Record:
@@ -242,11 +244,11 @@ class Experiments:
 
         return await self._change(name, version, changed)
 
-    async def archive(self, name: str, version: int | None = None, by: str | None = None) -> Change:
+    async def archive(self, name: str, version: int | None = None, by: str | None = None) -> ExperimentChange:
         """Put an experiment that does not run out of the way; raises as `set_status` does."""
         return await self._change(name, version, lambda record: self._existing(record).archive(by))
 
-    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> Change:
+    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> ExperimentChange:
         """Delete an experiment that does not run, on every pod; raises as `set_status` does."""
         return await self._change(name, version, lambda record: self._existing(record).remove(by))
 
@@ -255,7 +257,7 @@ class Experiments:
         await self._change(name, None, lambda record: self._existing(record).noted(action, by))
 
     async def roll(self, name: str, change: Callable[[Record], Record]) -> Record:
-        """Change an experiment as the service itself does; raises what `change` raises, and `RedisAway`."""
+        """Change an experiment as the service itself does; raises what `change` raises, and `RedisUnavailable`."""
         return (await self._change(name, None, change)).record
 
     async def apply(self, definitions: Mapping[str, Experiment], by: str) -> None:
@@ -278,7 +280,7 @@ class Experiments:
             said = digest(definition)
             try:
                 await self._change(name, None, lambda record: record.filed(definition, said, by))  # noqa: B023
-            except RedisAway as reason:
+            except RedisUnavailable as reason:
                 log.warning("experiments of %s wait: %s", by, reason)
                 return False
             except ExperimentConflict as reason:
@@ -303,13 +305,13 @@ class Experiments:
         except TweenError as reason:
             raise type(reason)(f"arm {arm.name!r}: {reason}") from None
 
-    async def _change(self, name: str, version: int | None, change: Callable[[Record], Record]) -> Change:
+    async def _change(self, name: str, version: int | None, change: Callable[[Record], Record]) -> ExperimentChange:
         for _ in range(ATTEMPTS):
             document, before = await self._following.newest(name, Record(name=name))
             _check_version(before, version)
             after = change(before)
             if after is before:
-                return Change(before, False, 0, 0)
+                return ExperimentChange(before, False, 0, 0)
             self._check_room(before, after)
             starts = after.definition is not None and after.status == "running"
             kept = self._keep(after) if starts and not self._has_arms_of(after) else []
@@ -317,7 +319,7 @@ class Experiments:
                 asked, warm = await self._warm_everywhere(kept)
                 if await self._following.replace(document, before, after):
                     await self._following.adopt(after)
-                    return Change(after, before.definition is None, asked, warm)
+                    return ExperimentChange(after, before.definition is None, asked, warm)
             finally:
                 for one in kept:
                     one.let_go()
@@ -358,7 +360,7 @@ class Experiments:
             return False
         return {arm.recipe for arm in record.experiment.arms} <= {arm.recipe for arm in served.record.experiment.arms}
 
-    async def _warm_everywhere(self, kept: list[Kept]) -> tuple[int, int]:
+    async def _warm_everywhere(self, kept: list[PinnedBlend]) -> tuple[int, int]:
         if not kept:
             return 0, 0
         pods = await asyncio.gather(*(self._warmth.everywhere(one) for one in kept))
@@ -408,7 +410,7 @@ class Experiments:
         else:
             self._rollouts.pop(rollout.alias, None)
 
-    def _keep(self, record: Record) -> list[Kept]:
+    def _keep(self, record: Record) -> list[PinnedBlend]:
         """The arms' blends; of an arm that has a t for each text, none can be had ready."""
         wanted = {self._cookbook.wanted(arm.recipe) for arm in record.experiment.arms}
         return [self._warmth.keep(recipe) for recipe in wanted if isinstance(recipe, Recipe)]

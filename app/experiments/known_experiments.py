@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 
 from app.errors import UnknownExperiment
 from app.experiments.experiment import DAY, Experiment
-from app.experiments.experiment_registry import Experiments
+from app.experiments.experiment_registry import ExperimentRegistry
 
 LATE_SECONDS = 8 * DAY
 """No event is sent so long after it was taken."""
 
 
-class Followed:
+class KnownExperiments:
     """Definitions of the experiments that units may have met."""
 
-    def __init__(self, experiments: Experiments, records_seconds: float) -> None:
+    def __init__(self, experiments: ExperimentRegistry, records_seconds: float) -> None:
         """Units' records are kept for so long after an experiment has stopped and its last window has closed."""
         self._experiments = experiments
         self._records_seconds = records_seconds

@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Awaitable, Callable
 
 from app.cluster.document_store import DocumentStore
-from app.errors import AliasConflict, ExperimentConflict, RedisAway, UnknownExperiment
-from app.experiments.experiment_registry import Experiments
+from app.errors import AliasConflict, ExperimentConflict, RedisUnavailable, UnknownExperiment
+from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.record import Record
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ LEASE_SECONDS = 5.0
 
 
 async def drive(
-    experiments: Experiments,
+    experiments: ExperimentRegistry,
     store: DocumentStore | None,
     is_due: Callable[[Record], bool],
     step: Callable[[Record], Awaitable[None]],
@@ -36,7 +36,7 @@ async def drive(
             try:
                 if store is None or await store.lease(record.name, pod, LEASE_SECONDS):
                     await step(record)
-            except (RedisAway, ExperimentConflict, AliasConflict, UnknownExperiment) as reason:
+            except (RedisUnavailable, ExperimentConflict, AliasConflict, UnknownExperiment) as reason:
                 log.debug("%s waits: %s", record.name, reason)
             except Exception:
                 # One experiment's trouble must not hold up the others; it is tried again.

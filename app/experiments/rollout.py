@@ -25,7 +25,7 @@ STEPS = (0.01, 0.05, 0.25, 0.5, 1.0)
 HOUR = 3_600.0
 
 
-class Plan(BaseModel):
+class RolloutPlan(BaseModel):
     """How a rollout goes: shares of all units that meet the new recipe, and how long each step is watched."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,7 +77,7 @@ class Rollout(BaseModel):
     new: str = Field(description="the recipe that it is to point at")
     experiment: str = Field(description="the experiment whose arm is promoted")
     arm: str
-    plan: Plan
+    plan: RolloutPlan
     step: int = Field(default=0, description="index of the present step")
     since: float = Field(description="when it began, seconds since 1970")
     closed: int = Field(default=0, description="units of the smaller arm whose window had closed when it began")

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from app.experiments.events.aggregates import PhaseSums
-from app.experiments.experiment_registry import Experiments
+from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.record import Record
 from app.experiments.rollout import Evidence
 from app.experiments.stats import report_builder
 
 
 class Counted(Protocol):
-    """What units did, and what reports go on saying; raises `RedisAway` where nobody can tell."""
+    """What units did, and what reports go on saying; raises `RedisUnavailable` where nobody can tell."""
 
     async def sums(self, name: str) -> Sequence[PhaseSums]: ...
 
@@ -25,12 +25,12 @@ class Counted(Protocol):
 class LedgerJudge:
     """Judges rollouts and promotions by what units did."""
 
-    def __init__(self, experiments: Experiments, ledger: Counted) -> None:
+    def __init__(self, experiments: ExperimentRegistry, ledger: Counted) -> None:
         self._experiments = experiments
         self._ledger = ledger
 
     async def evidence(self, name: str) -> Evidence:
-        """On a rollout, by its name; raises `RedisAway` and `UnknownExperiment`."""
+        """On a rollout, by its name; raises `RedisUnavailable` and `UnknownExperiment`."""
         record = self._experiments.get(name)
         # Intervals take some milliseconds of numpy, which requests should not wait for.
         return await asyncio.to_thread(report_builder.rollout_evidence, record.experiment, await self._judged(record))

@@ -18,11 +18,11 @@ import time
 from typing import Protocol
 
 from app.cluster.document_store import DocumentStore
-from app.errors import ExperimentConflict, RedisAway, UnknownExperiment
-from app.experiments.experiment_registry import Experiments
+from app.errors import ExperimentConflict, RedisUnavailable, UnknownExperiment
+from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.leader_loop import drive
 from app.experiments.record import Record
-from app.experiments.rollout import OWN, Evidence, Plan, Rollout
+from app.experiments.rollout import OWN, Evidence, Rollout, RolloutPlan
 from app.serving.aliases import Aliases, Move
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Rollouts:
 
     def __init__(
         self,
-        experiments: Experiments,
+        experiments: ExperimentRegistry,
         aliases: Aliases,
         store: DocumentStore | None,
         judge: Judge,
@@ -68,7 +68,7 @@ class Rollouts:
         """What is written down of what the report says against an arm, if that is overruled."""
         try:
             against = await self.judge.objections(name, arm)
-        except RedisAway as reason:
+        except RedisUnavailable as reason:
             if not force:
                 raise
             against = [f"the report could not be had: {reason}"]
@@ -80,7 +80,7 @@ class Rollouts:
         return f" by force against: {' '.join(against)}" if against else ""
 
     async def begin(
-        self, name: str, arm: str, alias: str, plan: Plan, by: str | None = None, force: bool = False
+        self, name: str, arm: str, alias: str, plan: RolloutPlan, by: str | None = None, force: bool = False
     ) -> Record:
         """Begin to move an alias that exists, step by step; gives the experiment that does it. Raises as `promote`
         does, and `ExperimentConflict` where there is no guardrail metric that could stop it."""
@@ -120,7 +120,7 @@ class Rollouts:
             return [f"it is {record.status}"]
         try:
             return record.rollout.waits_for(await self.judge.evidence(record.name), time.time())
-        except RedisAway as reason:
+        except RedisUnavailable as reason:
             return [f"the report cannot be had: {reason}"]
 
     async def run(self) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from app.cluster.redis_client import AnyRedis, Client, Unavailable
+from app.cluster.redis_client import AnyRedis, RedisCallFailed, RedisClient
 from app.cluster.redis_headroom import SENT, Headroom
 
 TRUSTED_SECONDS = 60.0
@@ -31,10 +31,10 @@ Key = tuple[str, int, str]
 """Experiment, era, unit."""
 
 
-class Sticky:
+class StickyAssignment:
     """First draws, as text; what they say is nothing to this file."""
 
-    def __init__(self, client: Client | None, namespace: str) -> None:
+    def __init__(self, client: RedisClient | None, namespace: str) -> None:
         """Without a `client`, this process alone remembers them."""
         self.headroom: Headroom | None = None
         """Where Redis is too full, no more draws are written there."""
@@ -75,7 +75,7 @@ class Sticky:
 
         try:
             answers = await self._client.call(ask)
-        except Unavailable:
+        except RedisCallFailed:
             return {}
         firsts = answers[1::2] if keep else answers
         return {key: first.decode() for key, first in zip(drawn, firsts, strict=True) if first is not None}

@@ -13,7 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 
 @dataclass(frozen=True)
-class Layer:
+class EncoderLayer:
     """Names of one encoder layer's linear layers and norms, without `.weight` and `.bias`."""
 
     qkv: tuple[str, str, str]
@@ -33,7 +33,7 @@ class Architecture:
 
     embeddings: str
     types: bool
-    layers: tuple[Layer, ...]
+    layers: tuple[EncoderLayer, ...]
     head: tuple[tuple[str, str | None], ...]
     heads: int
     epsilon: float
@@ -63,10 +63,10 @@ def architecture_of(config: PreTrainedConfig) -> Architecture | None:
     return architecture if architecture.activation == "gelu" else None
 
 
-def _bert_layers(prefix: str, count: int) -> tuple[Layer, ...]:
+def _bert_layers(prefix: str, count: int) -> tuple[EncoderLayer, ...]:
     names = [f"{prefix}.encoder.layer.{i}" for i in range(count)]
     return tuple(
-        Layer(
+        EncoderLayer(
             qkv=(f"{n}.attention.self.query", f"{n}.attention.self.key", f"{n}.attention.self.value"),
             out=f"{n}.attention.output.dense",
             attention_norm=f"{n}.attention.output.LayerNorm",
@@ -120,7 +120,7 @@ def _electra(config: PreTrainedConfig) -> Architecture:
 def _distilbert(config: PreTrainedConfig) -> Architecture:
     names = [f"distilbert.transformer.layer.{i}" for i in range(config.n_layers)]
     layers = tuple(
-        Layer(
+        EncoderLayer(
             qkv=(f"{n}.attention.q_lin", f"{n}.attention.k_lin", f"{n}.attention.v_lin"),
             out=f"{n}.attention.out_lin",
             attention_norm=f"{n}.sa_layer_norm",

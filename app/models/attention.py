@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Texts(Protocol):
+class PackedTexts(Protocol):
     """Where texts lie among the N packed tokens, and what their tokens see of each other."""
 
     starts: Tensor
@@ -28,7 +28,7 @@ class Texts(Protocol):
         """Attention of the first token of every text alone, (B, width)."""
 
 
-def texts_of(lengths: Sequence[int], device: torch.device) -> Texts:
+def texts_of(lengths: Sequence[int], device: torch.device) -> PackedTexts:
     """The way that suits the device; texts of equal length should be neighbours."""
     return Runs(lengths, device) if device.type == "cpu" else Grid(lengths, device)
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from app.models import packed_forward
 from app.models.bank import Bank
-from app.models.cuda_graphs import Recorder, Recordings, Shape, shape_for
+from app.models.cuda_graphs import GridShape, Recorder, Recordings, shape_for
 from app.models.int8 import Int8Copies
-from app.models.operands import Blended, Fixed, Operands, Ramped
+from app.models.operands import FixedOperands, MixedOperands, Operands, RampedOperands
 from app.models.tokenizer import Row
 from app.weights.arena import Arena, Partial, Share, is_ramp
 from app.weights.layer_depth import depths
@@ -102,9 +102,9 @@ class Classifier:
         """Logits (B, C) in float32 on the CPU, in the order of `rows`, all with weights (P,)."""
         return self.batch(rows, [self.fixed(vector)] * len(rows))
 
-    def fixed(self, vector: Tensor) -> Fixed:
+    def fixed(self, vector: Tensor) -> FixedOperands:
         """Weights (P,) ready to run; whoever runs them often keeps what this gives."""
-        return Fixed(self.arena.layout, vector)
+        return FixedOperands(self.arena.layout, vector)
 
     def int8_copies(self, room: int) -> Int8Copies | None:
         """Copies in int8 of hot vectors, at most `room` of them; None where the architecture cannot use them."""
@@ -112,7 +112,7 @@ class Classifier:
             return None
         return Int8Copies(self.arena.layout, self._family.large_blocks, room)
 
-    def batch(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+    def batch(self, rows: Sequence[Row], weights: Sequence[FixedOperands | Mix]) -> Tensor:
         """Logits (B, C) in float32 on the CPU, in the order of `rows`, each with weights of its own.
 
         Rows of one vector run together, and so do rows that are mixed from the same members.
@@ -128,7 +128,7 @@ class Classifier:
                 out[indices] = run([rows[i] for i in indices], [weights[i] for i in indices])
         return out
 
-    def _packed(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+    def _packed(self, rows: Sequence[Row], weights: Sequence[FixedOperands | Mix]) -> Tensor:
         assert self._family is not None
         recorded = self._recorded(rows, weights)
         if recorded is not None:
@@ -141,7 +141,7 @@ class Classifier:
         logits = packed_forward.forward(self._family, self._section(weights, [len(row) for row in rows]), batch)
         return logits[:texts].float().cpu()
 
-    def _recorded(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor | None:
+    def _recorded(self, rows: Sequence[Row], weights: Sequence[FixedOperands | Mix]) -> Tensor | None:
         """The same by a recording of a pass of some fixed shape; None where there is none for these rows."""
         if self._recordings is None or any(isinstance(one, Mix) and one.last for one in weights):
             return None
@@ -156,27 +156,29 @@ class Classifier:
             buffers.shares.copy_(torch.tensor([*shares, *[first.shares] * (shape.texts - len(rows))]))
 
         def run() -> Tensor:
-            operands: Operands = first if isinstance(first, Fixed) else self._on_board(first, buffers.shares, shape)
+            operands: Operands = (
+                first if isinstance(first, FixedOperands) else self._on_board(first, buffers.shares, shape)
+            )
             return packed_forward.forward(family, operands, packed_forward.on_board(buffers.cells, *shape)).float()
 
         return self._recordings.run((first.section, shape), run)[: len(rows)].cpu()
 
-    def _on_board(self, mix: Mix, shares: Tensor, shape: Shape) -> Blended:
+    def _on_board(self, mix: Mix, shares: Tensor, shape: GridShape) -> MixedOperands:
         """Weights mixed from the same members as `mix`, with shares (B, M) of texts that are padded to a shape."""
         by_token = shares[:, None].expand(-1, shape.length, -1).reshape(-1, shares.shape[-1])
-        return Blended(self._members, self._partials, by_token, mix.section)
+        return MixedOperands(self._members, self._partials, by_token, mix.section)
 
-    def _section(self, weights: Sequence[Fixed | Mix], lengths: Sequence[int]) -> Operands:
+    def _section(self, weights: Sequence[FixedOperands | Mix], lengths: Sequence[int]) -> Operands:
         """The weights of rows of one section, which have so many tokens each."""
         first = weights[0]
-        if isinstance(first, Fixed):
+        if isinstance(first, FixedOperands):
             return first
         mixes = [one for one in weights if isinstance(one, Mix)]
         shares = self._by_token([one.shares for one in mixes], lengths)
         if not any(one.last for one in mixes):
-            return Blended(self._members, self._partials, shares, mixes[0].section)
+            return MixedOperands(self._members, self._partials, shares, mixes[0].section)
         last = self._by_token([one.last or one.shares for one in mixes], lengths)
-        return Ramped(self._members, self._partials, shares, last, self._depths, mixes[0].section)
+        return RampedOperands(self._members, self._partials, shares, last, self._depths, mixes[0].section)
 
     @property
     def _partials(self) -> dict[int, Partial]:
@@ -186,9 +188,9 @@ class Classifier:
         """Shares of rows that have so many tokens each, as (N, M) in float32, whatever weights are stored as."""
         return torch.tensor(shares).repeat_interleave(torch.tensor(lengths), dim=0).to(self._device)
 
-    def _through_transformers(self, rows: Sequence[Row], weights: Sequence[Fixed | Mix]) -> Tensor:
+    def _through_transformers(self, rows: Sequence[Row], weights: Sequence[FixedOperands | Mix]) -> Tensor:
         first = weights[0]
-        assert isinstance(first, Fixed), "only the Bert family mixes"
+        assert isinstance(first, FixedOperands), "only the Bert family mixes"
         model, out = self._model(first.vector), torch.empty(len(rows), self._classes)
         for alike in _of_like_length(rows):
             out[alike.start : alike.stop] = self._padded(model, rows[alike.start : alike.stop]).float().cpu()

@@ -76,20 +76,20 @@ class CudaGraphs:
         return replay
 
 
-class Shape(NamedTuple):
+class GridShape(NamedTuple):
     """A grid of so many texts by so many tokens."""
 
     texts: int
     length: int
 
 
-def shape_for(lengths: Sequence[int]) -> Shape | None:
+def shape_for(lengths: Sequence[int]) -> GridShape | None:
     """The smallest shape for texts of so many tokens; None where they are too many."""
     texts = next((texts for texts in TEXTS if texts >= len(lengths)), None)
     length = next((length for length in LENGTHS if length >= max(lengths)), None)
     if texts is None or length is None or texts * length > LARGEST:
         return None
-    return Shape(texts, length)
+    return GridShape(texts, length)
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class Recordings:
     def __init__(self, recorder: Recorder, members: int, device: torch.device, dtype: torch.dtype) -> None:
         self._recorder: Recorder | None = recorder
         self._members, self._device, self._dtype = members, device, dtype
-        self._buffers: dict[Shape, Buffers] = {}
+        self._buffers: dict[GridShape, Buffers] = {}
         self._kept: OrderedDict[Hashable, _Recording] = OrderedDict()
         self._asked: Counter[Hashable] = Counter()
         self._passes = self._failures = 0
         self.replayed = 0
 
-    def buffers(self, shape: Shape) -> Buffers:
+    def buffers(self, shape: GridShape) -> Buffers:
         """The buffers that all recordings of this shape read."""
         if shape not in self._buffers:
             cells = torch.zeros(4, shape.texts * shape.length, dtype=torch.long, device=self._device)

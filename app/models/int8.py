@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.models.operands import ACTIVATIONS, Block, Fixed
+from app.models.operands import ACTIVATIONS, Block, FixedOperands
 from app.weights.layout import Layout
 
 WORTH_TOKENS = 1_500
@@ -63,7 +63,7 @@ class Int8Block:
         return ACTIVATIONS[activation](out) if activation else out
 
 
-class Quantised(Fixed):
+class Quantised(FixedOperands):
     """A vector (P,) whose large products run in int8. What lies in the vector must not change meanwhile."""
 
     def __init__(self, layout: Layout, vector: Tensor, blocks: Iterable[Block]) -> None:
@@ -94,7 +94,7 @@ class Int8Copies:
         self._tokens.clear()
         self._copies.clear()
 
-    def of(self, fixed: Fixed, contents: str, tokens: int) -> Fixed:
+    def of(self, fixed: FixedOperands, contents: str, tokens: int) -> FixedOperands:
         """What is to run so many tokens on a vector that holds these contents: its copy, or still itself."""
         place = fixed.section
         known, copy = self._copies.get(place, ("", None))

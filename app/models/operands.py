@@ -1,7 +1,8 @@
 """The matrix work of a forward pass, behind one seam: weights that embed, multiply and normalise.
 
-`Fixed` weights are one vector for all tokens: a member or a finished blend. `Blended` weights are another blend for
-every token, and nothing is built for them. Embeddings, linear layers and norms are linear in their parameters, so
+`FixedOperands` weights are one vector for all tokens: a member or a finished blend. `MixedOperands` weights are another
+blend for every token, and nothing is built for them. Embeddings, linear layers and norms are linear in their
+parameters, so
 
     f(x; sum_m w_m theta_m) = sum_m w_m f(x; theta_m)
 
@@ -43,7 +44,7 @@ class Operands(Protocol):
         """The weights of some of the tokens, in that order."""
 
 
-class Fixed:
+class FixedOperands:
     """One vector (P,) for all tokens."""
 
     def __init__(self, layout: Layout, vector: Tensor) -> None:
@@ -70,11 +71,11 @@ class Fixed:
         scale, shift = (self._layout.view(self.vector, f"{name}.{part}") for part in ("weight", "bias"))
         return F.layer_norm(x, x.shape[-1:], scale, shift, epsilon)
 
-    def at(self, index: Tensor) -> Fixed:
-        return First(self._layout, self.vector)
+    def at(self, index: Tensor) -> FixedOperands:
+        return FirstTokenOperands(self._layout, self.vector)
 
 
-class First(Fixed):
+class FirstTokenOperands(FixedOperands):
     """The same for the first token of each text: by plain products, because oneDNN compiles a kernel for every number
     of tokens and keeps it, and how many texts a batch has is another number each time."""
 
@@ -83,11 +84,15 @@ class First(Fixed):
         return plain_product(x, weight, bias, activation, add)
 
 
-class Blended:
+class MixedOperands:
     """For every token the share of each member of an arena, (N, M) in float32; each token's shares add up to 1."""
 
     def __init__(
-        self, members: Sequence[Fixed], partials: Mapping[int, Partial], shares: Tensor, taking_part: Sequence[int]
+        self,
+        members: Sequence[FixedOperands],
+        partials: Mapping[int, Partial],
+        shares: Tensor,
+        taking_part: Sequence[int],
     ) -> None:
         """`members` are the arena's rows, of which these numbers take part; `partials` by where they start."""
         self._members = members
@@ -116,7 +121,7 @@ class Blended:
 
     def at(self, index: Tensor) -> Operands:
         firsts = [member.at(index) for member in self._members]
-        return Blended(firsts, self._partials, self._shares[index], self._taking_part)
+        return MixedOperands(firsts, self._partials, self._shares[index], self._taking_part)
 
     def _owners(self, partial: Partial) -> Sequence[int]:
         """The owners that have a share in a stretch: those that take part, and if none does, all."""
@@ -126,7 +131,7 @@ class Blended:
         """The members that take part in a parameter, and their shares (N, M)."""
         return self._taking_part, self._shares
 
-    def _mix(self, numbers: Sequence[int], shares: Tensor, run: Callable[[Fixed], Tensor]) -> Tensor:
+    def _mix(self, numbers: Sequence[int], shares: Tensor, run: Callable[[FixedOperands], Tensor]) -> Tensor:
         """sum_m shares_m * run(member m), (N, width), over the members of these numbers. Half precision would round the
         shares (t = 0.37 would be 0.3691) and every partial sum: it is summed in float32 and rounded once."""
         first, *others = numbers
@@ -143,12 +148,12 @@ class Blended:
         return mixed.to(out.dtype)
 
 
-class Ramped(Blended):
+class RampedOperands(MixedOperands):
     """The same with shares that run from `first` (N, M) to `last` (N, M), by the depth of each parameter."""
 
     def __init__(
         self,
-        members: Sequence[Fixed],
+        members: Sequence[FixedOperands],
         partials: Mapping[int, Partial],
         first: Tensor,
         last: Tensor,
@@ -162,7 +167,9 @@ class Ramped(Blended):
 
     def at(self, index: Tensor) -> Operands:
         members = [member.at(index) for member in self._members]
-        return Ramped(members, self._partials, self._shares[index], self._last[index], self._depths, self._taking_part)
+        return RampedOperands(
+            members, self._partials, self._shares[index], self._last[index], self._depths, self._taking_part
+        )
 
     def _owners(self, partial: Partial) -> Sequence[int]:
         """All of them: a ramp may have no share left at this depth, and then all owners count alike."""

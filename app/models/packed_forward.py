@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.models.architectures import Architecture, Layer
-from app.models.attention import Board, Texts, texts_of
+from app.models.architectures import Architecture, EncoderLayer
+from app.models.attention import Board, PackedTexts, texts_of
 from app.models.operands import Operands
 from app.models.tokenizer import Row
 
@@ -27,7 +27,7 @@ class Packed:
     ids: Tensor
     positions: Tensor
     types: Tensor
-    texts: Texts
+    texts: PackedTexts
 
 
 def pack(rows: Sequence[Row], architecture: Architecture, reads_types: bool, device: torch.device) -> Packed:
@@ -104,14 +104,14 @@ def _embed(architecture: Architecture, weights: Operands, batch: Packed) -> Tens
     return weights.linear((architecture.project,), x) if architecture.project else x
 
 
-def _attend(architecture: Architecture, weights: Operands, layer: Layer, x: Tensor, batch: Packed) -> Tensor:
+def _attend(architecture: Architecture, weights: Operands, layer: EncoderLayer, x: Tensor, batch: Packed) -> Tensor:
     """Attention of every token, added to x and normalised: (N, width)."""
     mixed = batch.texts.attend(weights.linear(layer.qkv, x), architecture.heads)
     return weights.norm(layer.attention_norm, weights.linear((layer.out,), mixed, add=x), architecture.epsilon)
 
 
 def _attend_first(
-    architecture: Architecture, weights: Operands, firsts: Operands, layer: Layer, x: Tensor, batch: Packed
+    architecture: Architecture, weights: Operands, firsts: Operands, layer: EncoderLayer, x: Tensor, batch: Packed
 ) -> Tensor:
     """Attention of the first token of every text alone: (B, width)."""
     mixed = batch.texts.attend_first(weights.linear(layer.qkv, x), architecture.heads)
@@ -119,6 +119,6 @@ def _attend_first(
     return firsts.norm(layer.attention_norm, out, architecture.epsilon)
 
 
-def _feed_forward(architecture: Architecture, weights: Operands, layer: Layer, x: Tensor) -> Tensor:
+def _feed_forward(architecture: Architecture, weights: Operands, layer: EncoderLayer, x: Tensor) -> Tensor:
     inner = weights.linear((layer.up,), x, activation=architecture.activation)
     return weights.norm(layer.output_norm, weights.linear((layer.down,), inner, add=x), architecture.epsilon)

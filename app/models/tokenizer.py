@@ -39,7 +39,7 @@ class Row:
         return len(self.ids)
 
 
-class TextEncoder:
+class TextTokenizer:
     """Tokenizes with the special tokens, cuts at `max_characters` and `max_tokens`, and says when it did."""
 
     def __init__(

@@ -41,7 +41,7 @@ _kept_bucket = lru_cache(maxsize=50_000)(_bucket)
 
 
 @dataclass(frozen=True, eq=False)
-class Router:
+class SegmentClassifier:
     """p(segment | text) = softmax(x W + b), where x is 1 / sqrt(words) at the place of each different word.
 
     `weights` (BUCKETS, K) and `bias` (K,), K segments.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from app.cluster.document_store import DocumentStore
-from app.cluster.replicated import Following, stands_at
+from app.cluster.replicated import Replicated, stands_at
 from app.errors import BadSegments, SegmentsConflict, TweenError, UnknownSegments
 from app.segments.segment_table import SegmentTable, table_of
 from app.weights.arena import BASE
@@ -75,7 +75,7 @@ class Replaced:
     made: bool
 
 
-class LiveTables:
+class SegmentRegistry:
     """By variant or `auto`, the table that this pod goes by: `now`."""
 
     def __init__(
@@ -86,7 +86,7 @@ class LiveTables:
         self._cookbook = cookbook
         self._fingerprint = fingerprint
         self._filed = filed
-        self._following = Following("segments", store, LiveTable.decoded, self._follow, _is_forgotten)
+        self._following = Replicated("segments", store, LiveTable.decoded, self._follow, _is_forgotten)
 
     @property
     def shared(self) -> bool:
@@ -118,7 +118,7 @@ class LiveTables:
 
         With a `version`, only if the live one is at that (0: if none is live), else `SegmentsConflict`. Raises
         `UnknownVariant`, `BadSegments` for a table that cannot be read, is another variant's, was fitted on other
-        weights or leads to recipes that are not allowed here, and `RedisAway`.
+        weights or leads to recipes that are not allowed here, and `RedisUnavailable`.
         """
         if variant != AUTO:
             self._cookbook.read({"variant": variant})

@@ -24,7 +24,7 @@ from torch import Tensor
 from app.errors import UnknownSegments
 from app.models.tokenizer import Text
 from app.names import nfc
-from app.segments.segment_registry import LiveTables
+from app.segments.segment_registry import SegmentRegistry
 from app.segments.segment_table import Entropy, SegmentTable, Setting
 from app.weights.arena import BASE
 from app.weights.auto_recipe import AUTO, Auto
@@ -38,7 +38,7 @@ Look = Callable[[Sequence[Text], Recipe], Awaitable[Tensor]]
 
 
 @dataclass(frozen=True)
-class Choice:
+class SegmentChoice:
     """What a text is run with. `by` tells what chose it, None where the caller did; `segment` is the one that was
     named, or the likeliest."""
 
@@ -47,10 +47,10 @@ class Choice:
     segment: str | None = None
 
 
-class Adaptive:
+class SegmentSelector:
     """Chooses a recipe for each text from the tables of the variants. `chosen` counts what t's were chosen by."""
 
-    def __init__(self, cookbook: Cookbook, tables: LiveTables) -> None:
+    def __init__(self, cookbook: Cookbook, tables: SegmentRegistry) -> None:
         self.tables = tables
         self.chosen: Counter[str] = Counter()
         self._cookbook = cookbook
@@ -78,18 +78,18 @@ class Adaptive:
 
     async def choose(
         self, texts: Sequence[Text], wanted: Sequence[Recipe | Auto], segments: Sequence[str | None], look: Look
-    ) -> list[Choice]:
+    ) -> list[SegmentChoice]:
         """A recipe for each text, which asks for one or for an automatic t. `look` runs the ends for `:entropy`.
 
         Raises as `table` does.
         """
-        made: dict[int, Choice] = {}
+        made: dict[int, SegmentChoice] = {}
         by_auto: dict[Auto, list[int]] = {}
         for index, asked in enumerate(wanted):
             if isinstance(asked, Auto):
                 by_auto.setdefault(asked, []).append(index)
             else:
-                made[index] = Choice(asked)
+                made[index] = SegmentChoice(asked)
         tables = {auto: self.table(auto.table) for auto in by_auto}
         for auto, indices in by_auto.items():
             mine = [texts[index] for index in indices]
@@ -101,23 +101,25 @@ class Adaptive:
             self.chosen.update(str(choice.by) for choice in choices)
         return [made[index] for index in range(len(texts))]
 
-    def _by_segment(self, table: SegmentTable, texts: Sequence[Text], segments: Sequence[str | None]) -> list[Choice]:
+    def _by_segment(
+        self, table: SegmentTable, texts: Sequence[Text], segments: Sequence[str | None]
+    ) -> list[SegmentChoice]:
         guessed = iter(self._routed(table, [t for t, s in zip(texts, segments, strict=True) if s is None]))
         return [next(guessed) if segment is None else self._looked_up(table, segment) for segment in segments]
 
-    def _looked_up(self, table: SegmentTable, segment: str) -> Choice:
+    def _looked_up(self, table: SegmentTable, segment: str) -> SegmentChoice:
         segment = nfc(segment)
         setting = table.segments.get(segment)
         if setting is None:
-            return Choice(self._at(table, table.pooled), "pooled")
-        return Choice(self._at(table, setting), "segment", segment)
+            return SegmentChoice(self._at(table, table.pooled), "pooled")
+        return SegmentChoice(self._at(table, setting), "segment", segment)
 
-    def _routed(self, table: SegmentTable, texts: Sequence[Text]) -> list[Choice]:
+    def _routed(self, table: SegmentTable, texts: Sequence[Text]) -> list[SegmentChoice]:
         """t and log T of the segments that want the likeliest variant, mixed by how likely each one is."""
         if not texts:
             return []
         if table.router is None:
-            return [Choice(self._at(table, table.pooled), "pooled")] * len(texts)
+            return [SegmentChoice(self._at(table, table.pooled), "pooled")] * len(texts)
         settings = [table.segments[name] for name in table.router.segments]
         likely = table.router.probabilities(texts)  # (N, K)
         members = list(dict.fromkeys(map(table.member, settings)))
@@ -128,7 +130,7 @@ class Adaptive:
         inside = likely * wants.T[chosen]
         mixed = (inside @ values) / inside.sum(dim=1, keepdim=True)
         return [
-            Choice(self._recipe(members[member], t, temperature), "router", table.router.segments[best])
+            SegmentChoice(self._recipe(members[member], t, temperature), "router", table.router.segments[best])
             for member, t, temperature, best in zip(
                 chosen.tolist(),
                 mixed[:, 0].tolist(),
@@ -138,11 +140,11 @@ class Adaptive:
             )
         ]
 
-    async def _by_entropy(self, table: SegmentTable, texts: Sequence[Text], look: Look) -> list[Choice]:
+    async def _by_entropy(self, table: SegmentTable, texts: Sequence[Text], look: Look) -> list[SegmentChoice]:
         entropy = _entropy_of(table)
         ends = (self._cookbook.read(name) for name in (BASE, table.variant))
         ts = t_of_entropies(entropy, *await asyncio.gather(*(look(texts, end) for end in ends)))
-        return [Choice(self._recipe(table.variant, t, entropy.temperature), "entropy") for t in ts.tolist()]
+        return [SegmentChoice(self._recipe(table.variant, t, entropy.temperature), "entropy") for t in ts.tolist()]
 
     def _at(self, table: SegmentTable, setting: Setting) -> Recipe:
         return self._recipe(table.member(setting), setting.t, setting.temperature)

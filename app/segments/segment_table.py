@@ -19,7 +19,7 @@ import torch
 
 from app.errors import BadSegments
 from app.names import nfc
-from app.segments.segment_classifier import BUCKETS, Router
+from app.segments.segment_classifier import BUCKETS, SegmentClassifier
 from app.weights.arena import BASE
 from app.weights.auto_recipe import AUTO
 
@@ -69,7 +69,7 @@ class SegmentTable:
     bank: str
     pooled: Setting
     segments: Mapping[str, Setting]
-    router: Router | None
+    router: SegmentClassifier | None
     entropy: Entropy | None
 
     def checked(self, variant: str, variants: Sequence[str]) -> SegmentTable:
@@ -196,7 +196,7 @@ def _number(name: str, value: object, low: float, high: float) -> float:
     return float(value)
 
 
-def _written(router: Router) -> dict[str, object]:
+def _written(router: SegmentClassifier) -> dict[str, object]:
     halves = router.weights.to(torch.float16).numpy().astype("<f2").tobytes()
     return {
         "segments": list(router.segments),
@@ -206,7 +206,7 @@ def _written(router: Router) -> dict[str, object]:
     }
 
 
-def _router(value: Mapping[str, Any], segments: Mapping[str, Setting]) -> Router:
+def _router(value: Mapping[str, Any], segments: Mapping[str, Setting]) -> SegmentClassifier:
     names = tuple(nfc(str(name)) for name in value["segments"])
     strangers = [str(name)[:60] for name in names if name not in segments]
     if strangers or not names:
@@ -223,4 +223,4 @@ def _router(value: Mapping[str, Any], segments: Mapping[str, Setting]) -> Router
     bias = torch.tensor([_number("bias", b, -MAX_BIAS, MAX_BIAS) for b in value["bias"]])
     if not torch.isfinite(weights).all():
         raise ValueError("the router's weights are not all finite")
-    return Router(names, weights, bias)
+    return SegmentClassifier(names, weights, bias)

@@ -24,12 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.cluster.document_store import DocumentStore
-from app.cluster.replicated import Following, stands_at
+from app.cluster.replicated import Replicated, stands_at
 from app.errors import AliasConflict, BadAlias, BadRecipe, TweenError, UnknownAlias
 from app.names import MAX_NAME, is_name
 from app.serving.alias_history import Alias
-from app.serving.blend_provider import Blends
-from app.serving.prewarm import Kept, Warmth
+from app.serving.blend_provider import BlendProvider
+from app.serving.prewarm import PinnedBlend, Prewarm
 from app.weights.auto_recipe import Auto
 from app.weights.recipe import Cookbook, Recipe, names_alias
 
@@ -58,14 +58,14 @@ class Move:
 class Aliases:
     """The aliases of a service, as this pod knows them."""
 
-    def __init__(self, cookbook: Cookbook, blends: Blends, store: DocumentStore | None) -> None:
-        self.warmth = Warmth(cookbook, blends, store)
+    def __init__(self, cookbook: Cookbook, blends: BlendProvider, store: DocumentStore | None) -> None:
+        self.warmth = Prewarm(cookbook, blends, store)
         self._cookbook = cookbook
         self._blends = blends
-        self._following = Following(
+        self._following = Replicated(
             "aliases", store, Alias.decoded, self._follow, _is_forgotten, on_question=self.warmth.prepare
         )
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, PinnedBlend] = {}
 
     @property
     def shared(self) -> bool:
@@ -101,7 +101,7 @@ class Aliases:
         """Point an alias at a recipe, on every pod, and make it if there is none of that name.
 
         With a `version`, only if it is at that one (0: if it does not exist), else `AliasConflict`. Raises `BadAlias`
-        for an impossible name, what the cookbook raises for the recipe, and `RedisAway`.
+        for an impossible name, what the cookbook raises for the recipe, and `RedisUnavailable`.
         """
         if not is_name(name):
             raise BadAlias(
@@ -185,7 +185,7 @@ class Aliases:
             before.let_go()
         log.info("alias %s: version %d, %s", alias.name, alias.version, alias.recipe or "deleted")
 
-    def _keep(self, recipe: Recipe | Auto | None) -> Kept | None:
+    def _keep(self, recipe: Recipe | Auto | None) -> PinnedBlend | None:
         """The blend that traffic is going to meet. Where each text has a t of its own, there is none to have ready."""
         return self.warmth.keep(recipe) if isinstance(recipe, Recipe) else None
 

@@ -18,14 +18,14 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
-from app.errors import NotFinite, OutOfReach, PassFailed, TweenError
+from app.errors import BlendNotPublished, NotFinite, PassFailed, TweenError
 from app.models.bank import Bank
 from app.models.classifier import Mix
 from app.models.tokenizer import Row, Text
 from app.serving.batcher import WORTH_TOKENS, Batcher
 from app.serving.bisection import blamed, others_run
-from app.serving.blend_provider import Blends
-from app.serving.executor import Compute, Unit, Vector
+from app.serving.blend_provider import BlendProvider
+from app.serving.executor import Executor, ExecutorPool, Vector
 from app.serving.tokenizing import Tokenizing
 from app.weights.recipe import Recipe
 
@@ -37,14 +37,14 @@ PATIENCE = 10
 LOOK_SECONDS = 0.002
 
 
-class Errands:
+class BackgroundInference:
     """Logits for whoever has time."""
 
     def __init__(
         self,
         bank: Bank,
-        blends: Blends,
-        compute: Compute,
+        blends: BlendProvider,
+        compute: ExecutorPool,
         batcher: Batcher,
         tokenizing: Tokenizing,
     ) -> None:
@@ -58,9 +58,10 @@ class Errands:
         self.pieces = 0
 
     async def logits(self, texts: Sequence[Text], recipe: Recipe) -> bytes:
-        """Logits (N, C) in the order of the texts, as the bytes of float32. Raises `OutOfReach` without members."""
+        """Logits (N, C) in the order of the texts, as the bytes of float32. Raises `BlendNotPublished` without
+        members."""
         if not self._bank.has_members:
-            raise OutOfReach("this pod holds no members to mix blends from; ask a pod that does")
+            raise BlendNotPublished("this pod holds no members to mix blends from; ask a pod that does")
         rows = await self._tokenizing.rows(texts)
         async with self._weights(recipe) as operand:
             return b"".join([await self._run(piece, operand) for piece in pieces(rows)])
@@ -86,7 +87,7 @@ class Errands:
             )
         return b"".join(logits)
 
-    async def _forward(self, unit: Unit, rows: Sequence[Row], operand: Vector | Mix) -> tuple[list[bytes], float]:
+    async def _forward(self, unit: Executor, rows: Sequence[Row], operand: Vector | Mix) -> tuple[list[bytes], float]:
         """Logits and seconds of one pass. Where it fails, each row is run alone; raises `PassFailed` for the first that
         fails so and is to blame."""
         try:

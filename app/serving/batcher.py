@@ -21,11 +21,11 @@ from app.errors import DeviceLost, OutOfMemory, Overloaded, TweenError, WorkerLo
 from app.models.tokenizer import Row
 from app.serving.bisection import blamed, others_run
 from app.serving.blend_provider import Weights
-from app.serving.coalescing import Returning
-from app.serving.executor import Compute, Unit, Vector
+from app.serving.coalescing import Coalescing
+from app.serving.executor import Executor, ExecutorPool, Vector
 from app.serving.histogram import ROWS, SECONDS, TOKENS, Histogram
 from app.serving.memory_limits import TokenBudget
-from app.serving.request_queue import Batch, Job, Line, Scored
+from app.serving.request_queue import Batch, Job, RequestQueue, RowLogits
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +56,18 @@ class _Part:
 class Batcher:
     """Queues rows for the units of `compute`."""
 
-    def __init__(self, compute: Compute, batch_tokens: int, max_rows: int, max_wait: float) -> None:
+    def __init__(self, compute: ExecutorPool, batch_tokens: int, max_rows: int, max_wait: float) -> None:
         """At most `max_rows` wait, and nobody comes in who would wait for longer than about `max_wait` seconds."""
         self._compute = compute
         self.budget = TokenBudget(batch_tokens, least=WORTH_TOKENS)
         self._max_rows = max_rows
         self._max_wait = max_wait
-        self._line = Line()
+        self._line = RequestQueue()
         self._arrival = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._recent: deque[float] = deque(maxlen=3 * FEW)
         self._seconds_per_row = 0.0
-        self._returning = Returning(compute.units)
+        self._returning = Coalescing(compute.units)
         self.sizes, self.lengths, self.passes = Histogram(ROWS), Histogram(TOKENS), Histogram(SECONDS)
         self.batches = self.tokens = self.rows_on_vectors = self.rows_mixed = self.refused = 0
         self.out_of_memory = 0
@@ -76,10 +76,10 @@ class Batcher:
     def waiting_rows(self) -> int:
         return self._line.rows
 
-    async def submit(self, rows: Sequence[Row], weights: Weights, follows: bool = False) -> Scored:
+    async def submit(self, rows: Sequence[Row], weights: Weights, follows: bool = False) -> RowLogits:
         """Logits of these rows under these weights. Raises `Overloaded` when the line has no room, or is too long; that
         is no reason for rows that follow others of the same request, which were taken."""
-        done: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[RowLogits] = asyncio.get_running_loop().create_future()
         job = Job(rows, weights, done, [b""] * len(rows), left=len(rows))
         self._check(len(rows), None if follows else self._line.rows_before(job.section, ENOUGH_TOKENS))
         self._returning.note_arrival(len(rows), job.arrived)
@@ -163,7 +163,7 @@ class Batcher:
         most = self.budget.tokens if self._line.sections == 1 else min(self.budget.tokens, ENOUGH_TOKENS)
         return self._line.take(min(share, most), WORTH_TOKENS)
 
-    async def _run(self, unit: Unit, batch: Batch) -> None:
+    async def _run(self, unit: Executor, batch: Batch) -> None:
         """One batch on one unit, results into their jobs."""
         started = time.perf_counter()
         for job, _ in batch:
@@ -178,7 +178,7 @@ class Batcher:
             else:
                 self._fail(part.batch, part.error)
 
-    async def _forward(self, unit: Unit, batch: Batch) -> list[_Part]:
+    async def _forward(self, unit: Executor, batch: Batch) -> list[_Part]:
         """What the rows gave: at once, or, where that fails, in halves, down to the row that fails alone. A shortage
         counts for all that waits: what is larger than the budget by then is halved without a try. Where the weights
         are to blame and not a row, the others on these are not tried (`bisection.py`)."""
@@ -203,7 +203,7 @@ class Batcher:
                 failed.update(job for job, _ in others)
         return parts
 
-    async def _same_fate(self, unit: Unit, part: _Part, waiting: Sequence[Batch]) -> Batch:
+    async def _same_fate(self, unit: Executor, part: _Part, waiting: Sequence[Batch]) -> Batch:
         """Rows that wait and fail for the reason that made a row fail alone: none if the row itself is to blame."""
         job, index = part.batch[0]
         others = [one for rest in waiting for one in rest]
@@ -216,7 +216,7 @@ class Batcher:
             part.error = blamed(job.rows[index], part.error, index)
         return []
 
-    async def _pass(self, unit: Unit, batch: Batch) -> _Part:
+    async def _pass(self, unit: Executor, batch: Batch) -> _Part:
         """One forward pass, or why there was none."""
         rows = [job.rows[index] for job, index in batch]
         try:
@@ -265,7 +265,7 @@ class Batcher:
             if job.left == 0 and not job.done.done():
                 assert job.started is not None
                 queue, forward = job.started - job.arrived, now - job.started
-                job.done.set_result(Scored(job.logits, queue * 1e3, forward * 1e3))
+                job.done.set_result(RowLogits(job.logits, queue * 1e3, forward * 1e3))
                 answered += len(job.rows)
         return answered
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from app.errors import PassFailed
 from app.models.classifier import Mix
 from app.models.tokenizer import Row
-from app.serving.executor import Unit, Vector
+from app.serving.executor import Executor, Vector
 
 PLAIN = Row([0], [0], truncated=False)
 """One token, which every model has."""
 
 
-async def others_run(unit: Unit, operand: Vector | Mix) -> bool:
+async def others_run(unit: Executor, operand: Vector | Mix) -> bool:
     """Whether a plain row runs on these weights."""
     try:
         await unit.forward([PLAIN], [operand])

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from app.cache.memory_tier import Blend, MemoryTier
 from app.cache.tiers import Ladder, Stored
-from app.cluster.circuit_breaker import Breaker
-from app.errors import MemberBlend, OutOfReach, UnknownBlend
+from app.cluster.circuit_breaker import CircuitBreaker
+from app.errors import BlendNotPublished, MemberBlend, UnknownBlend
 from app.models.bank import Bank
 from app.models.classifier import Mix
-from app.serving.build_policy import Scheduler
-from app.serving.executor import Compute, Vector
+from app.serving.build_policy import BuildPolicy
+from app.serving.executor import ExecutorPool, Vector
 from app.weights.arena import BASE
 from app.weights.recipe import MICRO, Recipe
 
@@ -56,10 +56,10 @@ class Cached:
     costs: dict[str, float]
 
 
-class Blends:
+class BlendProvider:
     """The weights of every recipe on one bank."""
 
-    def __init__(self, bank: Bank, ladder: Ladder, scheduler: Scheduler, compute: Compute) -> None:
+    def __init__(self, bank: Bank, ladder: Ladder, scheduler: BuildPolicy, compute: ExecutorPool) -> None:
         self.scheduler = scheduler
         self._bank = bank
         self._ladder = ladder
@@ -152,7 +152,7 @@ class Blends:
     async def _stored_in(self, key: str) -> list[str]:
         return [tier.name for tier in self._ladder.further if await tier.find(key)]
 
-    async def _not_there(self, recipe: Recipe) -> OutOfReach:
+    async def _not_there(self, recipe: Recipe) -> BlendNotPublished:
         if await self.shared_state() == "ok":
             return _out_of_reach(f"there is no blend {recipe.text!r} in Redis", PUBLISH)
         return _out_of_reach(
@@ -207,7 +207,7 @@ class Blends:
         """What each way to a blend costs here, as the tiers have measured it: way, kind of build, seconds."""
         return [cost for tier in self._ladder.further for cost in tier.costs()]
 
-    def breakers(self) -> dict[str, Breaker]:
+    def breakers(self) -> dict[str, CircuitBreaker]:
         """What leaves the tiers alone that do not answer, by name."""
         return {name: breaker for tier in self._ladder.further for name, breaker in tier.breakers().items()}
 
@@ -240,8 +240,8 @@ def _stored(stored: Stored, tiers: list[str]) -> Cached:
     return Cached(stored.key, stored.recipe, stored.bytes, tiers, 0, age, 0, {})
 
 
-def _out_of_reach(why: str, what_to_do: str) -> OutOfReach:
-    return OutOfReach(f"{why}, and this pod has no members to build it from; {what_to_do}")
+def _out_of_reach(why: str, what_to_do: str) -> BlendNotPublished:
+    return BlendNotPublished(f"{why}, and this pod has no members to build it from; {what_to_do}")
 
 
 def _unknown(key: str) -> UnknownBlend:

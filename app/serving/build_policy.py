@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.models.tokenizer import Row
-from app.serving.executor import Compute, Vector
+from app.serving.executor import ExecutorPool, Vector
 from app.weights.arena import Share
 
 HALF_LIFE = 60.0
@@ -51,7 +51,7 @@ class _Traffic:
     at: float
 
 
-class Scheduler:
+class BuildPolicy:
     """Remembers what recipes brought, and weighs it against the costs."""
 
     def __init__(self, costs: Costs, clock: Callable[[], float] = time.monotonic) -> None:
@@ -93,7 +93,7 @@ class Scheduler:
         return float(traffic.tokens * 0.5 ** ((self._clock() - traffic.at) / HALF_LIFE))
 
 
-async def measure(compute: Compute, weights: Mapping[str, Share] | None, slot: Tensor, rows: list[Row]) -> Costs:
+async def measure(compute: ExecutorPool, weights: Mapping[str, Share] | None, slot: Tensor, rows: list[Row]) -> Costs:
     """Time a build of these weights in a free slot (P,), and a forward pass of these rows on it, on one unit.
 
     The fastest of a few: the first one meets cold memory, and any may be disturbed. Without weights, because there

@@ -17,7 +17,7 @@ LEARNING = 0.2
 """The weight of the newest batch in what is usual."""
 
 
-class Returning:
+class Coalescing:
     """Times are those of one clock, in seconds."""
 
     def __init__(self, units: int = 1) -> None:

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.cache.prediction_cache import Predictions
-from app.cluster.redis_client import Client
+from app.cache.prediction_cache import PredictionCache
+from app.cluster.redis_client import RedisClient
 from app.errors import BadTexts, NotFinite, PassFailed
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
 from app.models.tokenizer import Row, Text
-from app.segments.segment_selector import Adaptive, Choice
+from app.segments.segment_selector import SegmentChoice, SegmentSelector
 from app.serving.aliases import DEFAULT, Aliases
-from app.serving.background_inference import Errands
+from app.serving.background_inference import BackgroundInference
 from app.serving.batcher import Batcher
-from app.serving.blend_provider import MIXED, Blends
-from app.serving.executor import Compute, Vector
+from app.serving.blend_provider import MIXED, BlendProvider
+from app.serving.executor import ExecutorPool, Vector
 from app.serving.histogram import SECONDS, Histogram
-from app.serving.prediction_lookup import Recollection
-from app.serving.request_queue import Scored
+from app.serving.prediction_lookup import PredictionLookup
+from app.serving.request_queue import RowLogits
 from app.serving.tokenizing import Tokenizing
 from app.spans import spent
 from app.weights.auto_recipe import Auto
@@ -88,7 +88,7 @@ class _Part:
 
     source: str
     blend_ms: float
-    scored: Scored
+    scored: RowLogits
 
 
 class Engine:
@@ -98,17 +98,17 @@ class Engine:
         self,
         bank: Bank,
         cookbook: Cookbook,
-        blends: Blends,
-        compute: Compute,
+        blends: BlendProvider,
+        compute: ExecutorPool,
         batcher: Batcher,
         tokenizing: Tokenizing,
-        predictions: Predictions | None,
+        predictions: PredictionCache | None,
         aliases: Aliases,
-        adaptive: Adaptive,
+        adaptive: SegmentSelector,
         default_recipe: Recipe,
         max_texts: int,
-        errands: Errands,
-        redis: Client | None,
+        errands: BackgroundInference,
+        redis: RedisClient | None,
     ) -> None:
         """Without `predictions`, every text is run."""
         self.bank = bank
@@ -151,7 +151,7 @@ class Engine:
         each = [recipes] * len(texts) if isinstance(recipes, Recipe) else list(recipes)
         self._check(texts, len(each))
         keys = self._keys(each)
-        known = Recollection(self.predictions if cache else None, keys, texts)
+        known = PredictionLookup(self.predictions if cache else None, keys, texts)
         unknown = known.unknown()
         if unknown:
             self.batcher.admit(len(unknown))
@@ -191,14 +191,14 @@ class Engine:
         segments: Sequence[str | None],
         function: str | None = None,
         cache: bool = True,
-    ) -> tuple[Answer, list[Choice]]:
+    ) -> tuple[Answer, list[SegmentChoice]]:
         """`predict`, with a t chosen for each text that asks for one, and what chose it.
 
         Raises `UnknownSegments` too, where nothing was fitted to choose by.
         """
         recipes = [one for one in wanted if isinstance(one, Recipe)]
         if len(recipes) == len(wanted):
-            return await self.predict(texts, recipes, function, cache), [Choice(recipe) for recipe in recipes]
+            return await self.predict(texts, recipes, function, cache), [SegmentChoice(recipe) for recipe in recipes]
         self._check(texts, len(wanted))
 
         async def look(texts: Sequence[Text], recipe: Recipe) -> Tensor:
@@ -209,7 +209,7 @@ class Engine:
         return await self.predict(texts, [choice.recipe for choice in choices], function, cache), choices
 
     async def _run_unknown(
-        self, rows: Mapping[int, Row], recipes: Sequence[Recipe], known: Recollection
+        self, rows: Mapping[int, Row], recipes: Sequence[Recipe], known: PredictionLookup
     ) -> list[_Part]:
         """Run the rows that nobody remembers, by their recipes, and have what they give remembered."""
         if not rows:

@@ -14,7 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent import futures
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from app.errors import DeviceLost, OutOfMemory
 from app.models.classifier import Classifier, Mix
-from app.models.operands import Fixed
+from app.models.operands import FixedOperands
 from app.models.tokenizer import Row
 from app.serving.hedging import KILL_FLOOR_SECONDS, Usual, first_answer, is_late
 from app.serving.memory_limits import did_not_fit, is_lost
@@ -49,14 +49,14 @@ class Vector:
     contents: str
 
 
-class Place(NamedTuple):
+class VectorRef(NamedTuple):
     """The same as it crosses to another process: the number of the vector, and the name of what lies there."""
 
     number: int
     contents: str
 
 
-class Machine:
+class ModelRunner:
     """A classifier, and the vectors that it can run, by number: the members of its arena, then the slots."""
 
     def __init__(self, classifier: Classifier, slots: Vectors, int8: bool = False) -> None:
@@ -65,7 +65,7 @@ class Machine:
         self._int8 = classifier.int8_copies(INT8_ROOM) if int8 else None
         self.vectors = [classifier.fixed(vector) for vector in (*classifier.arena.rows, *slots.rows)]
 
-    def forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[bytes], float]:
+    def forward(self, rows: Sequence[Row], operands: Sequence[VectorRef | Mix]) -> tuple[list[bytes], float]:
         """Logits of each row, (C,) as the bytes of float32, or nothing where they are not finite, and the seconds that
         they took. Raises `OutOfMemory` and `DeviceLost`."""
         return self._within_memory(partial(self._forward, rows, operands))
@@ -74,9 +74,9 @@ class Machine:
         """Write a blend into the slot of that number; gives the seconds that it took. Raises `OutOfMemory`."""
         return self._within_memory(partial(self._build, method, weights, number))
 
-    def _forward(self, rows: Sequence[Row], operands: Sequence[Place | Mix]) -> tuple[list[bytes], float]:
+    def _forward(self, rows: Sequence[Row], operands: Sequence[VectorRef | Mix]) -> tuple[list[bytes], float]:
         started = time.perf_counter()
-        tokens: Counter[Place | Mix] = Counter()
+        tokens: Counter[VectorRef | Mix] = Counter()
         for row, one in zip(rows, operands, strict=True):
             tokens[one] += len(row)
         weights = {one: self._ready(one, count) for one, count in tokens.items()}
@@ -85,7 +85,7 @@ class Machine:
         found = [row.tobytes() if fit else b"" for row, fit in zip(values.numpy(), finite, strict=True)]
         return found, time.perf_counter() - started
 
-    def _ready(self, operand: Place | Mix, tokens: int) -> Fixed | Mix:
+    def _ready(self, operand: VectorRef | Mix, tokens: int) -> FixedOperands | Mix:
         """The weights to run so many tokens on."""
         if isinstance(operand, Mix):
             return operand
@@ -121,7 +121,7 @@ class Machine:
         raise OutOfMemory("memory is too short for this here; try again later, or ask for less at once")
 
 
-class Lane(Protocol):
+class WorkerTransport(Protocol):
     """The way to one machine."""
 
     async def call(self, name: str, *arguments: object) -> Any:
@@ -138,10 +138,10 @@ class Lane(Protocol):
         """How often the machine had to be replaced."""
 
 
-class ThreadLane:
+class ThreadTransport:
     """To a machine in this process, run by a thread that is its own."""
 
-    def __init__(self, machine: Machine, thread: Executor) -> None:
+    def __init__(self, machine: ModelRunner, thread: futures.Executor) -> None:
         self._machine = machine
         self._thread = thread
 
@@ -160,10 +160,10 @@ class ThreadLane:
         return 0
 
 
-class Unit:
+class Executor:
     """One machine, held by one caller."""
 
-    def __init__(self, lane: Lane, numbers: Mapping[int, int], compute: Compute) -> None:
+    def __init__(self, lane: WorkerTransport, numbers: Mapping[int, int], compute: ExecutorPool) -> None:
         self.lane = lane
         self._numbers = numbers
         self._compute = compute
@@ -171,7 +171,9 @@ class Unit:
     async def forward(self, rows: Sequence[Row], weights: Sequence[Vector | Mix]) -> tuple[list[bytes], float]:
         """Logits, each (C,) as the bytes of float32 or nothing where they are not finite, of rows that each have
         weights of their own, and the seconds of the pass."""
-        operands = [one if isinstance(one, Mix) else Place(self._number(one.values), one.contents) for one in weights]
+        operands = [
+            one if isinstance(one, Mix) else VectorRef(self._number(one.values), one.contents) for one in weights
+        ]
         return await self._noted(self._compute.forward(self, rows, operands))
 
     async def build(self, method: str, weights: Mapping[str, Share], slot: Tensor) -> float:
@@ -189,20 +191,20 @@ class Unit:
         return self._numbers[vector.data_ptr()]
 
 
-class Compute:
+class ExecutorPool:
     """All units. Who asks gets the one that was used last: its caches are warm. Where there are several, no caller
     waits for one that stands still (`hedging.py`)."""
 
-    def __init__(self, machine: Machine, lanes: Sequence[Lane]) -> None:
+    def __init__(self, machine: ModelRunner, lanes: Sequence[WorkerTransport]) -> None:
         """`machine` has the vectors by number as the machines at the ends of the lanes have them."""
         numbers = {fixed.section: number for number, fixed in enumerate(machine.vectors)}
         self.mixes = machine.classifier.mixes
         self._classifier = machine.classifier
         self.units = len(lanes)
         self._lanes = lanes
-        self._idle: asyncio.LifoQueue[Unit] = asyncio.LifoQueue()
+        self._idle: asyncio.LifoQueue[Executor] = asyncio.LifoQueue()
         for lane in lanes:
-            self._idle.put_nowait(Unit(lane, numbers, self))
+            self._idle.put_nowait(Executor(lane, numbers, self))
         self.lost: DeviceLost | None = None
         self.on_loss: Callable[[DeviceLost], None] = lambda error: None
         self._passes, self._builds = Usual(), Usual()
@@ -231,15 +233,15 @@ class Compute:
         """Passes on a GPU that were replays of a recording; a batch has one for each section."""
         return self._classifier.replayed
 
-    async def take(self) -> Unit:
+    async def take(self) -> Executor:
         """A unit that is the caller's until it is given back."""
         return await self._idle.get()
 
-    def give_back(self, unit: Unit) -> None:
+    def give_back(self, unit: Executor) -> None:
         self._idle.put_nowait(unit)
 
     @asynccontextmanager
-    async def unit(self) -> AsyncIterator[Unit]:
+    async def unit(self) -> AsyncIterator[Executor]:
         """A unit for as long as the context is open."""
         unit = await self.take()
         try:
@@ -248,9 +250,9 @@ class Compute:
             self.give_back(unit)
 
     async def forward(
-        self, unit: Unit, rows: Sequence[Row], operands: Sequence[Place | Mix]
+        self, unit: Executor, rows: Sequence[Row], operands: Sequence[VectorRef | Mix]
     ) -> tuple[list[bytes], float]:
-        """A pass on a unit that the caller holds; if it is late, on another one too. See `Unit.forward`."""
+        """A pass on a unit that the caller holds; if it is late, on another one too. See `Executor.forward`."""
         tokens = sum(len(row) for row in rows)
         patience = self._passes.patience(tokens) if self.units > 1 else None
         answer: tuple[list[bytes], float]
@@ -263,8 +265,9 @@ class Compute:
         self._passes.note(answer[1], tokens)
         return answer
 
-    async def build(self, unit: Unit, method: str, weights: Mapping[str, Share], number: int) -> float:
-        """A build on a unit that the caller holds; if it is late, the unit's machine is replaced. See `Unit.build`."""
+    async def build(self, unit: Executor, method: str, weights: Mapping[str, Share], number: int) -> float:
+        """A build on a unit that the caller holds; if it is late, the unit's machine is replaced. See
+        `Executor.build`."""
         patience = self._builds.patience(len(weights)) if self.units > 1 else None
         call = asyncio.create_task(unit.lane.call("build", method, weights, number))
         if patience is not None and await is_late(call, max(patience, KILL_FLOOR_SECONDS)):
@@ -274,7 +277,7 @@ class Compute:
         self._builds.note(seconds, len(weights))
         return seconds
 
-    async def _hedged(self, unit: Unit, first: asyncio.Task[Any], *arguments: object) -> Any:
+    async def _hedged(self, unit: Executor, first: asyncio.Task[Any], *arguments: object) -> Any:
         """The answer to a late call, or that of the next idle unit, if it comes first. The unit then has the lane that
         answered, and the other lane is idle again when its late call has ended, or its machine was replaced."""
         spare = await self._spare(first)
@@ -295,7 +298,7 @@ class Compute:
         self._give_back_after(first if won is second else second, spare)
         return won.result()
 
-    async def _spare(self, first: asyncio.Task[Any]) -> Unit | None:
+    async def _spare(self, first: asyncio.Task[Any]) -> Executor | None:
         """The next idle unit; None if the call ends before there is one."""
         taking = asyncio.create_task(self.take())
         try:
@@ -309,11 +312,11 @@ class Compute:
         self._stop(taking)
         return None
 
-    def _stop(self, taking: asyncio.Task[Unit]) -> None:
+    def _stop(self, taking: asyncio.Task[Executor]) -> None:
         if not taking.cancel():
             self.give_back(taking.result())
 
-    def _give_back_after(self, call: asyncio.Task[Any], unit: Unit) -> None:
+    def _give_back_after(self, call: asyncio.Task[Any], unit: Executor) -> None:
         def ended(call: asyncio.Task[Any]) -> None:
             self._late.discard(call)
             if not call.cancelled():

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from app.cache.prediction_cache import Known, Name, Predictions
+from app.cache.prediction_cache import Known, Name, PredictionCache
 from app.models.tokenizer import Row, Text
 from app.serving.executor import logits_of
 
 
-class Recollection:
+class PredictionLookup:
     """Logits of a request's texts by their index in it, as they become known. Without `predictions`, of none yet."""
 
-    def __init__(self, predictions: Predictions | None, keys: Sequence[str], texts: Sequence[Text]) -> None:
+    def __init__(self, predictions: PredictionCache | None, keys: Sequence[str], texts: Sequence[Text]) -> None:
         """Asks this process's memory; `keys` are those of the blends, one for every text."""
         self._predictions = predictions
         self._keys = keys

@@ -9,8 +9,8 @@ import uuid
 from contextlib import suppress
 
 from app.cluster.document_store import DocumentStore
-from app.errors import RedisAway, TweenError
-from app.serving.blend_provider import Blends
+from app.errors import RedisUnavailable, TweenError
+from app.serving.blend_provider import BlendProvider
 from app.weights.recipe import Cookbook, Recipe
 
 log = logging.getLogger(__name__)
@@ -23,10 +23,10 @@ ANSWER_SECONDS = 0.01
 """How often whoever asked looks for answers."""
 
 
-class Kept:
+class PinnedBlend:
     """A recipe whose blend is being brought into memory and stays there until `let_go`."""
 
-    def __init__(self, blends: Blends, recipe: Recipe) -> None:
+    def __init__(self, blends: BlendProvider, recipe: Recipe) -> None:
         self.recipe = recipe
         self._blends = blends
         self._keeping = asyncio.create_task(blends.keep(recipe))
@@ -57,22 +57,22 @@ class Kept:
             self._blends.let_go(self.recipe)
 
 
-class Warmth:
+class Prewarm:
     """Asks other pods to have a blend in memory, over the store of the aliases, and answers when others ask."""
 
-    def __init__(self, cookbook: Cookbook, blends: Blends, store: DocumentStore | None) -> None:
+    def __init__(self, cookbook: Cookbook, blends: BlendProvider, store: DocumentStore | None) -> None:
         self._cookbook = cookbook
         self._blends = blends
         self._store = store
         self._pod = uuid.uuid4().hex
 
-    def keep(self, recipe: Recipe) -> Kept:
-        return Kept(self._blends, recipe)
+    def keep(self, recipe: Recipe) -> PinnedBlend:
+        return PinnedBlend(self._blends, recipe)
 
-    async def everywhere(self, kept: Kept) -> tuple[int, int]:
+    async def everywhere(self, kept: PinnedBlend) -> tuple[int, int]:
         """Have the blend in memory on this pod and on all that listen; gives how many were asked and how many have it.
 
-        Raises what this pod's build raises, and `RedisAway`.
+        Raises what this pod's build raises, and `RedisUnavailable`.
         """
         if self._store is None:
             return 1, int(await kept.is_warm())
@@ -89,7 +89,7 @@ class Warmth:
     async def prepare(self, ticket: str, text: str) -> None:
         """Have a blend in memory that somebody is about to point at, and say so."""
         assert self._store is not None
-        with suppress(RedisAway):
+        with suppress(RedisUnavailable):
             try:
                 kept = self.keep(self._cookbook.read(text))
             except TweenError:

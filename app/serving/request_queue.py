@@ -24,7 +24,7 @@ from app.serving.blend_provider import Weights
 
 
 @dataclass(frozen=True)
-class Scored:
+class RowLogits:
     """What a caller's rows gave: logits of each, (C,) as the bytes of float32. Waiting and running in milliseconds."""
 
     logits: list[bytes]
@@ -39,7 +39,7 @@ class Job:
 
     rows: Sequence[Row]
     weights: Weights
-    done: asyncio.Future[Scored]
+    done: asyncio.Future[RowLogits]
     logits: list[bytes]
     left: int
     next: int = 0
@@ -62,7 +62,7 @@ Batch = list[tuple[Job, int]]
 """Rows, each as the job that it belongs to and its number there."""
 
 
-class Line:
+class RequestQueue:
     """The waiting rows."""
 
     def __init__(self) -> None:

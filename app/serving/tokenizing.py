@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 
-from app.models.tokenizer import Row, Text, TextEncoder
+from app.models.tokenizer import Row, Text, TextTokenizer
 
 SHORT = 1_000
 """Characters that are tokenized at once (40 us for a sentence): going to another thread and back takes longer."""
@@ -21,7 +21,7 @@ PIECE = 50_000
 class Tokenizing:
     """The encoder, and the thread that it works on."""
 
-    def __init__(self, encoder: TextEncoder, executor: Executor) -> None:
+    def __init__(self, encoder: TextTokenizer, executor: Executor) -> None:
         self.encoder = encoder
         self._executor = executor
 

@@ -28,7 +28,7 @@ from app.blocked_signals import sigterm_blocked
 from app.errors import TweenError, WorkerLost
 from app.models.classifier import Classifier
 from app.serving.cpu_affinity import current_core, move_to
-from app.serving.executor import Machine
+from app.serving.executor import ModelRunner
 from app.weights.arena import Vectors
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def work(connection: Connection, classifier: Classifier, slots: Vectors, threads
     """A worker's life: answer until the other end of the pipe closes, for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service ends its workers
     torch.set_num_threads(threads)
-    machine = Machine(classifier, slots, int8)
+    machine = ModelRunner(classifier, slots, int8)
     gc.freeze()  # what the libraries made stays, and need not be walked again and again
     while True:
         try:
@@ -79,7 +79,7 @@ def work(connection: Connection, classifier: Classifier, slots: Vectors, threads
             return
 
 
-class WorkerLane:
+class ProcessTransport:
     """To the machine of a process of its own."""
 
     def __init__(self, classifier: Classifier, slots: Vectors, threads: int, int8: bool = False) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from app.sweep.data.weighted_pool import Pool
-from app.sweep.metrics_of_t import Outcome
+from app.sweep.data.weighted_pool import WeightedPool
+from app.sweep.metrics_of_t import ScoredTexts
 
 
-def frequencies(pool: Pool, classes: int) -> NDArray[np.float64]:
+def frequencies(pool: WeightedPool, classes: int) -> NDArray[np.float64]:
     """Label frequencies (N, C) for every text, from the texts of other clusters; one text more is spread over all
     labels, so that none has a frequency of 0."""
     counted = np.eye(classes)[pool.labels] * pool.weights[:, None]
@@ -22,7 +22,7 @@ def frequencies(pool: Pool, classes: int) -> NDArray[np.float64]:
     return np.asarray(others / others.sum(axis=1, keepdims=True))
 
 
-def baseline(pool: Pool, classes: int, cost: NDArray[np.float64] | None = None) -> Outcome:
+def baseline(pool: WeightedPool, classes: int, cost: NDArray[np.float64] | None = None) -> ScoredTexts:
     """The outcome of these frequencies; its label is the most frequent one, or with costs (C, C) the cheapest one."""
     p = frequencies(pool, classes)
-    return Outcome(np.log(p) if cost is None else -(p @ cost), pool.labels, pool.groups, cost)
+    return ScoredTexts(np.log(p) if cost is None else -(p @ cost), pool.labels, pool.groups, cost)

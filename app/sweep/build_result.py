@@ -13,27 +13,27 @@ from numpy.typing import NDArray
 from app.sweep.baseline import baseline
 from app.sweep.choose_t import first_guess, interval, mcnemar
 from app.sweep.data.dataset import Dataset
-from app.sweep.data.weighted_pool import Pool
-from app.sweep.logits.logit_cache import Passes
-from app.sweep.logits.logit_curve import Curve
-from app.sweep.metrics_of_t import CURVE_METRICS, METRICS, Outcome, reliability
-from app.sweep.one_line import SLACK, Bounds, Choice, held_out, held_out_scores
+from app.sweep.data.weighted_pool import WeightedPool
+from app.sweep.logits.logit_cache import LogitCache
+from app.sweep.logits.logit_curve import LogitCurve
+from app.sweep.metrics_of_t import CURVE_METRICS, METRICS, ScoredTexts, reliability
+from app.sweep.one_line import SLACK, Bounds, SweepChoice, held_out, held_out_scores
 from app.sweep.report.summary import tell
 from app.sweep.sweep_result import (
     About,
     Against,
     Best,
-    Blend,
     Compared,
-    Findings,
-    Honest,
-    Kept,
+    GuardResult,
+    HeldOutScores,
+    MeasuredBlend,
     More,
     Penalty,
     Point,
+    SweepResult,
     Value,
 )
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.sweep_spec import Guard, SweepSpec
 from app.sweep.temperature_scaling import fitted_beta
 
 FURTHER = 0.05
@@ -42,12 +42,14 @@ FURTHER = 0.05
 AGAINST: tuple[Against, ...] = get_args(Against)
 
 
-def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, labels: Sequence[str]) -> Findings:
+def findings(
+    question: SweepSpec, curve: LogitCurve, choice: SweepChoice, passes: LogitCache, labels: Sequence[str]
+) -> SweepResult:
     """All that is reported of a choice. The ends and the choice were run, so it costs no pass."""
     pool, ts = question.pool, choice.judge.ts
     start, chosen, end = (_blend(question, curve, t) for t in (0.0, choice.t, 1.0))
     right = [_pooled(question, curve, t).argmax(axis=1) == pool.labels for t in (0.0, choice.t, 1.0)]
-    found = Findings(
+    found = SweepResult(
         line=question.line.text,
         start_name=question.line.start_name,
         end_name=question.line.end_name,
@@ -90,11 +92,11 @@ def findings(question: Question, curve: Curve, choice: Choice, passes: Passes, l
     return found
 
 
-def _with_temperature(question: Question, blend: Blend) -> str:
+def _with_temperature(question: SweepSpec, blend: MeasuredBlend) -> str:
     return question.line.cookbook.read(f"{blend.recipe};temperature={blend.temperature:.3g}").text
 
 
-def _about(question: Question) -> list[About]:
+def _about(question: SweepSpec) -> list[About]:
     def about(dataset: Dataset, role: str, share: float) -> About:
         counts = np.bincount(dataset.truth).tolist()
         columns = dict(dataset.columns)
@@ -105,15 +107,15 @@ def _about(question: Question) -> list[About]:
     return targets + [about(guard.dataset, "guard", 0.0) for guard in question.guards]
 
 
-def _pooled(question: Question, curve: Curve, t: float) -> NDArray[np.float64]:
+def _pooled(question: SweepSpec, curve: LogitCurve, t: float) -> NDArray[np.float64]:
     """True logits (N, C) of the targets' texts."""
     return np.concatenate([curve.true(data, t) for data in range(len(question.targets))])
 
 
-def _blend(question: Question, curve: Curve, t: float) -> Blend:
+def _blend(question: SweepSpec, curve: LogitCurve, t: float) -> MeasuredBlend:
     logits, pool = _pooled(question, curve, t), question.pool
     beta = float(fitted_beta(logits, pool.labels, pool.weights))
-    return Blend(
+    return MeasuredBlend(
         t=t,
         recipe=question.line.at(t).text,
         temperature=1 / beta,
@@ -121,12 +123,12 @@ def _blend(question: Question, curve: Curve, t: float) -> Blend:
             name: _values(question, pool, beta * np.concatenate([curve.true(d, t) for d in data])[None])[0]
             for name, (data, pool) in question.views.items()
         },
-        reliability=reliability(Outcome(beta * logits, pool.labels), pool.weights),
-        reliability_raw=reliability(Outcome(logits, pool.labels), pool.weights),
+        reliability=reliability(ScoredTexts(beta * logits, pool.labels), pool.weights),
+        reliability_raw=reliability(ScoredTexts(logits, pool.labels), pool.weights),
     )
 
 
-def _points(question: Question, curve: Curve, choice: Choice) -> list[Point]:
+def _points(question: SweepSpec, curve: LogitCurve, choice: SweepChoice) -> list[Point]:
     """Scores with their intervals at every twentieth of the line (of a grid, at every t), and at the choice."""
     ts = choice.judge.ts
     twentieths = np.abs(ts * 20 - np.round(ts * 20)) < 1e-6
@@ -142,13 +144,13 @@ def _points(question: Question, curve: Curve, choice: Choice) -> list[Point]:
     ]
 
 
-def _values(question: Question, pool: Pool, tempered: NDArray[np.float64]) -> list[dict[str, Value]]:
+def _values(question: SweepSpec, pool: WeightedPool, tempered: NDArray[np.float64]) -> list[dict[str, Value]]:
     """Each metric of a pool at each t, from logits (G, N, C)."""
-    outcome = Outcome(tempered, pool.labels, pool.groups, question.cost)
+    outcome = ScoredTexts(tempered, pool.labels, pool.groups, question.cost)
     return _scored(question, pool, outcome, _scorable(question, pool))
 
 
-def _baseline(question: Question, pool: Pool, classes: int) -> dict[str, Value]:
+def _baseline(question: SweepSpec, pool: WeightedPool, classes: int) -> dict[str, Value]:
     """Each metric of the label frequencies alone; a mean cost is that of the label that is cheapest on average."""
     made: dict[str, Value] = {}
     for name in _scorable(question, pool):
@@ -157,7 +159,9 @@ def _baseline(question: Question, pool: Pool, classes: int) -> dict[str, Value]:
     return made
 
 
-def _scored(question: Question, pool: Pool, outcome: Outcome, names: Sequence[str]) -> list[dict[str, Value]]:
+def _scored(
+    question: SweepSpec, pool: WeightedPool, outcome: ScoredTexts, names: Sequence[str]
+) -> list[dict[str, Value]]:
     """These metrics of outcomes with logits (G, N, C), each with its interval."""
     made: list[dict[str, Value]] = [{} for _ in outcome.logits]
     for name in names:
@@ -170,14 +174,14 @@ def _scored(question: Question, pool: Pool, outcome: Outcome, names: Sequence[st
     return made
 
 
-def _scorable(question: Question, pool: Pool) -> list[str]:
+def _scorable(question: SweepSpec, pool: WeightedPool) -> list[str]:
     """The metrics of every curve, and the objective if this data set can be scored by it."""
     if question.objective in CURVE_METRICS or (question.objective == "worst_group" and pool.groups is None):
         return list(CURVE_METRICS)
     return [*CURVE_METRICS, question.objective]
 
 
-def _compared(choice: Choice) -> list[Compared]:
+def _compared(choice: SweepChoice) -> list[Compared]:
     best = choice.chosen.best
     differences = choice.scores - choice.scores[best]
     low, high = interval(choice.resampled - choice.resampled[:, best : best + 1])
@@ -189,10 +193,10 @@ def _compared(choice: Choice) -> list[Compared]:
     ]
 
 
-def _honest(question: Question, choice: Choice) -> Honest:
+def _honest(question: SweepSpec, choice: SweepChoice) -> HeldOutScores:
     scores = held_out_scores(question, choice.judge, choice.errors, choice.feasible, choice.penalty)
     by_time = choice.judge.pool.order is not None
-    return Honest(
+    return HeldOutScores(
         scores={name: value for name, value in scores.items() if name != "objective"},
         optimism=scores["objective"] - float(choice.judge.scores()[choice.chosen.chosen]),
         folds=question.folds,
@@ -201,7 +205,7 @@ def _honest(question: Question, choice: Choice) -> Honest:
     )
 
 
-def _gains(question: Question, choice: Choice, classes: int) -> dict[Against, dict[str, Value]]:
+def _gains(question: SweepSpec, choice: SweepChoice, classes: int) -> dict[Against, dict[str, Value]]:
     """What the procedure gains on held-out texts against both ends, held out alike, and the label frequencies."""
     pool, metrics = choice.judge.pool, {name: METRICS[name] for name in ("loss", "accuracy")}
     repeats = list(held_out(question, choice.judge, choice.errors, choice.feasible, choice.penalty))
@@ -225,18 +229,20 @@ def _gains(question: Question, choice: Choice, classes: int) -> dict[Against, di
     }
 
 
-def _kept(question: Question, curve: Curve, index: int, choice: Choice, start: Blend, chosen: Blend) -> Kept:
+def _kept(
+    question: SweepSpec, curve: LogitCurve, index: int, choice: SweepChoice, start: MeasuredBlend, chosen: MeasuredBlend
+) -> GuardResult:
     guard, bounds = question.guards[index], choice.bounds[index]
-    metric, pool = METRICS[guard.metric], Pool.of([guard.dataset])
+    metric, pool = METRICS[guard.metric], WeightedPool.of([guard.dataset])
     data = len(question.targets) + index
     logits = np.stack([curve.true(data, blend.t) / blend.temperature for blend in (start, chosen)])
-    parts = metric.parts(Outcome(logits, pool.labels))
+    parts = metric.parts(ScoredTexts(logits, pool.labels))
     values = metric.score(pool.mean(parts))
     drawn = metric.sign * metric.score(pool.resampled(parts, question.draws, question.seed))
     worse = drawn[:, 1] - drawn[:, 0]
     low, high = interval(worse)
     lost, at = float(metric.sign * (values[1] - values[0])), choice.chosen.chosen
-    return Kept(
+    return GuardResult(
         name=guard.dataset.name,
         metric=guard.metric,
         margin=guard.margin,
@@ -252,7 +258,7 @@ def _kept(question: Question, curve: Curve, index: int, choice: Choice, start: B
     )
 
 
-def _more(guard: Guard, bounds: Bounds, choice: Choice, texts: int) -> More | None:
+def _more(guard: Guard, bounds: Bounds, choice: SweepChoice, texts: int) -> More | None:
     """How many texts would promise the best of the t's that lose at most half the margin; None if these do."""
     easy = bounds.lost <= guard.margin / 2 + SLACK
     at = int(np.where(easy, choice.scores, np.inf).argmin())
@@ -263,15 +269,15 @@ def _more(guard: Guard, bounds: Bounds, choice: Choice, texts: int) -> More | No
     return More(t, ceil(texts * (float(bounds.upper[at] - bounds.lost[at]) / left) ** 2))
 
 
-def _penalty(question: Question, choice: Choice) -> Penalty:
+def _penalty(question: SweepSpec, choice: SweepChoice) -> Penalty:
     length = question.squared_length
     return Penalty(choice.penalty / length if length else 0.0, length, choice.penalty, question.penalty == "folds")
 
 
-def _first_guess(question: Question, curve: Curve, penalty: float) -> float:
+def _first_guess(question: SweepSpec, curve: LogitCurve, penalty: float) -> float:
     pool = question.pool
     losses = [
-        float(METRICS["loss"].of(Outcome(_pooled(question, curve, t), pool.labels), pool.weights))
+        float(METRICS["loss"].of(ScoredTexts(_pooled(question, curve, t), pool.labels), pool.weights))
         for t in (0.0, 0.5, 1.0)
     ]
     return first_guess(losses[0], losses[1], losses[2], penalty)

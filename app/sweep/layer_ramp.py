@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from app.sweep.build_result import findings
 from app.sweep.choose_t import interval
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_cache import Passes
-from app.sweep.logits.logit_curve import Curve
-from app.sweep.one_line import Choice, choice_of, held_out_scores, sweep
+from app.sweep.logits.logit_cache import LogitCache
+from app.sweep.logits.logit_curve import LogitCurve
+from app.sweep.one_line import SweepChoice, choice_of, held_out_scores, sweep
 from app.sweep.report.summary import tell
-from app.sweep.sweep_result import Findings, Place, Ramp, Value
-from app.sweep.sweep_spec import Question
+from app.sweep.sweep_result import Ramp, RampPoint, SweepResult, Value
+from app.sweep.sweep_spec import SweepSpec
 
 Point = tuple[float, float]
 """t in the first layer and in the last."""
@@ -39,7 +39,7 @@ STEPS = 10
 """The t's at both ends are looked at in so many steps."""
 
 
-def swept(question: Question, passes: Passes, labels: Sequence[str]) -> Findings:
+def swept(question: SweepSpec, passes: LogitCache, labels: Sequence[str]) -> SweepResult:
     """What a sweep finds along the line and, where that is asked, beside it."""
     curve, choice = sweep(question, passes)
     found = findings(question, curve, choice, passes, labels)
@@ -59,7 +59,7 @@ class Ramps:
 
     ordered = False
 
-    def __init__(self, line: Line, curve: Curve, texts: Sequence[Sequence[str]], passes: Passes) -> None:
+    def __init__(self, line: Line, curve: LogitCurve, texts: Sequence[Sequence[str]], passes: LogitCache) -> None:
         steps = np.arange(STEPS + 1) / STEPS
         self.points = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
         self.ts = np.arange(len(self.points), dtype=np.float64)
@@ -105,7 +105,7 @@ class _Run:
         return np.stack([self._true[int(t)][data] for t in ts])
 
 
-def _best_ramp(question: Question, curve: Curve, found: Findings, passes: Passes) -> Ramp | None:
+def _best_ramp(question: SweepSpec, curve: LogitCurve, found: SweepResult, passes: LogitCache) -> Ramp | None:
     """The best of the ramps that were run, and what it gains on the chosen t; None where the guards allow none."""
     ramps = Ramps(question.line, curve, [d.texts for d in question.datasets], passes)
     missed = _follow_the_surface(ramps, question)
@@ -141,15 +141,15 @@ def _best_ramp(question: Question, curve: Curve, found: Findings, passes: Passes
     )
 
 
-def _places(points: Sequence[Point], choice: Choice) -> list[Place]:
+def _places(points: Sequence[Point], choice: SweepChoice) -> list[RampPoint]:
     """What a choice among points says of each."""
     return [
-        Place(first, last, float(score), bool(allowed))
+        RampPoint(first, last, float(score), bool(allowed))
         for (first, last), score, allowed in zip(points, choice.scores, choice.feasible, strict=True)
     ]
 
 
-def _follow_the_surface(ramps: Ramps, question: Question) -> float:
+def _follow_the_surface(ramps: Ramps, question: SweepSpec) -> float:
     """Run the best point of the surface until it is one that was run. Gives by how much the surface missed a logit of
     what it proposed, on average and at the worst of these points; 0 where it proposed nothing new."""
     quick = replace(question, draws=2)  # the best point alone is asked for here, not how sure it is

@@ -18,7 +18,7 @@ BINS = 15
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScoredTexts:
     """Logits (..., N, C), already divided by their temperature, and what is known of the texts.
 
     `labels` and `groups` (N,) are numbered from 0; `cost` (C, C) is what answering the column costs where the row is
@@ -50,16 +50,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Metric:
+class ScoreMetric:
     """`parts` gives what each text adds, (..., N, K); `score` the metric from their weighted means (..., K)."""
 
     title: str
-    parts: Callable[[Outcome], NDArray[np.float64]]
+    parts: Callable[[ScoredTexts], NDArray[np.float64]]
     score: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     higher_is_better: bool = False
     percent: bool = False
 
-    def of(self, outcome: Outcome, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    def of(self, outcome: ScoredTexts, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """The metric over all texts, (...); weights (N,) add up to 1, none are equal ones."""
         n = len(outcome.labels)
         weights = np.full(n, 1 / n) if weights is None else weights
@@ -81,15 +81,15 @@ def _only(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return sums[..., 0]
 
 
-def _loss_parts(outcome: Outcome) -> NDArray[np.float64]:
+def _loss_parts(outcome: ScoredTexts) -> NDArray[np.float64]:
     return outcome.losses[..., None]
 
 
-def _accuracy_parts(outcome: Outcome) -> NDArray[np.float64]:
+def _accuracy_parts(outcome: ScoredTexts) -> NDArray[np.float64]:
     return np.asarray((outcome.predicted == outcome.labels)[..., None].astype(np.float64))
 
 
-def _f1_parts(outcome: Outcome) -> NDArray[np.float64]:
+def _f1_parts(outcome: ScoredTexts) -> NDArray[np.float64]:
     """Per class: true positives, then predicted plus present, (..., N, 2 C)."""
     classes = np.arange(outcome.classes)
     predicted = (outcome.predicted[..., None] == classes).astype(np.float64)
@@ -103,7 +103,7 @@ def _f1_score(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.where(total > 0, 2 * hits / np.where(total > 0, total, 1), 0.0).mean(axis=-1))
 
 
-def _calibration_parts(outcome: Outcome) -> NDArray[np.float64]:
+def _calibration_parts(outcome: ScoredTexts) -> NDArray[np.float64]:
     """Confidence less being right, in the column of its bin of confidence, (..., N, BINS)."""
     confidence = np.exp(outcome.log_probabilities.max(axis=-1))
     gap = confidence - (outcome.predicted == outcome.labels)
@@ -115,17 +115,17 @@ def _calibration_score(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.abs(sums).sum(axis=-1))
 
 
-def _brier_parts(outcome: Outcome) -> NDArray[np.float64]:
+def _brier_parts(outcome: ScoredTexts) -> NDArray[np.float64]:
     truth = outcome.labels[:, None] == np.arange(outcome.classes)
     return np.asarray(((np.exp(outcome.log_probabilities) - truth) ** 2).sum(axis=-1)[..., None])
 
 
-def _cost_parts(outcome: Outcome) -> NDArray[np.float64]:
+def _cost_parts(outcome: ScoredTexts) -> NDArray[np.float64]:
     assert outcome.cost is not None, "this metric needs a cost matrix"
     return np.asarray(outcome.cost[outcome.labels, outcome.predicted][..., None])
 
 
-def _group_parts(outcome: Outcome) -> NDArray[np.float64]:
+def _group_parts(outcome: ScoredTexts) -> NDArray[np.float64]:
     """Per group: losses, then texts, (..., N, 2 S)."""
     assert outcome.groups is not None, "this metric needs groups"
     member = (outcome.groups[:, None] == np.arange(outcome.groups.max() + 1)).astype(np.float64)
@@ -139,14 +139,14 @@ def _group_score(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.where(texts > 0, losses / np.where(texts > 0, texts, 1), -np.inf).max(axis=-1))
 
 
-METRICS: dict[str, Metric] = {
-    "loss": Metric("log loss", _loss_parts, _only),
-    "accuracy": Metric("accuracy", _accuracy_parts, _only, higher_is_better=True, percent=True),
-    "macro_f1": Metric("macro-F1", _f1_parts, _f1_score, higher_is_better=True, percent=True),
-    "ece": Metric("calibration error", _calibration_parts, _calibration_score, percent=True),
-    "brier": Metric("Brier score", _brier_parts, _only),
-    "cost": Metric("mean cost", _cost_parts, _only),
-    "worst_group": Metric("log loss of the worst group", _group_parts, _group_score),
+METRICS: dict[str, ScoreMetric] = {
+    "loss": ScoreMetric("log loss", _loss_parts, _only),
+    "accuracy": ScoreMetric("accuracy", _accuracy_parts, _only, higher_is_better=True, percent=True),
+    "macro_f1": ScoreMetric("macro-F1", _f1_parts, _f1_score, higher_is_better=True, percent=True),
+    "ece": ScoreMetric("calibration error", _calibration_parts, _calibration_score, percent=True),
+    "brier": ScoreMetric("Brier score", _brier_parts, _only),
+    "cost": ScoreMetric("mean cost", _cost_parts, _only),
+    "worst_group": ScoreMetric("log loss of the worst group", _group_parts, _group_score),
 }
 """`loss` is in nats. `ece` is the expected calibration error over 15 equal bins of confidence: biased upwards with few
 texts, so a picture more than a goal. `cost` needs a matrix, `worst_group` a column of segments or groups."""
@@ -167,7 +167,7 @@ class Scores:
 
 def scores(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Scores:
     """Scores of logits (N, C) against label indices (N,)."""
-    outcome = Outcome(logits.astype(np.float64), labels)
+    outcome = ScoredTexts(logits.astype(np.float64), labels)
     accuracy, macro_f1, loss, ece = (float(METRICS[m].of(outcome)) for m in ("accuracy", "macro_f1", "loss", "ece"))
     return Scores(accuracy, macro_f1, loss, ece)
 
@@ -183,7 +183,7 @@ class Bin:
     accuracy: float
 
 
-def reliability(outcome: Outcome, weights: NDArray[np.float64]) -> list[Bin]:
+def reliability(outcome: ScoredTexts, weights: NDArray[np.float64]) -> list[Bin]:
     """The bins of a reliability diagram that hold any of the texts; logits (N, C), weights (N,) add up to 1."""
     confidence = np.exp(outcome.log_probabilities.max(axis=-1))
     right = outcome.predicted == outcome.labels

@@ -19,13 +19,13 @@ from scipy.stats import qmc
 
 from app.errors import BadData
 from app.sweep.choose_t import interval
-from app.sweep.logits.interpolation import Surrogate
+from app.sweep.logits.interpolation import Interpolation
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_cache import Passes
-from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.logits.logit_cache import LogitCache
+from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.sweep.one_line import choice_of
 from app.sweep.sweep_result import Direction, Value
-from app.sweep.sweep_spec import Question
+from app.sweep.sweep_spec import SweepSpec
 from app.sweep.temperature_scaling import fitted_beta
 from app.weights.recipe import Cookbook
 
@@ -40,7 +40,7 @@ NEAR = 0.05
 TRIALS = 60
 
 
-def towards_the_best_mix(question: Question, variants: Sequence[str], passes: Passes) -> tuple[Line, Direction]:
+def towards_the_best_mix(question: SweepSpec, variants: Sequence[str], passes: LogitCache) -> tuple[Line, Direction]:
     """The line from the base through the best mix of the variants, to where their t's add up to 1.
 
     The question's own line plays no part; its targets, guards and objective do.
@@ -79,7 +79,7 @@ class Mixes:
         cookbook: Cookbook,
         variants: Sequence[str],
         texts: Sequence[Sequence[str]],
-        passes: Passes,
+        passes: LogitCache,
         seed: int,
     ) -> None:
         self.variants = variants
@@ -117,7 +117,7 @@ class Mixes:
         true = np.stack([by_set[data] for by_set in self._logits])
         if not self._by_surface:
             return np.asarray(true[rows])
-        surface = Surrogate(np.array(self.nodes), degree=2)
+        surface = Interpolation(np.array(self.nodes), degree=2)
         return np.tensordot(surface.weights(self.points[rows]), true, axes=1)
 
     @property
@@ -125,7 +125,7 @@ class Mixes:
         return len(self.variants) <= MOST_BY_SURFACE
 
 
-def _follow_the_surface(mixes: Mixes, question: Question) -> None:
+def _follow_the_surface(mixes: Mixes, question: SweepSpec) -> None:
     corners = [tuple(k / 2 for k in ks) for ks in product(range(3), repeat=len(mixes.variants)) if sum(ks) <= 2]
     mixes.expect(len(corners) + ROUNDS)
     for point in corners:
@@ -139,7 +139,7 @@ def _follow_the_surface(mixes: Mixes, question: Question) -> None:
         mixes.run(best)
 
 
-def _try_blends(mixes: Mixes, question: Question) -> None:
+def _try_blends(mixes: Mixes, question: SweepSpec) -> None:
     try:
         import optuna
     except ImportError as error:
@@ -158,14 +158,16 @@ def _try_blends(mixes: Mixes, question: Question) -> None:
         study.tell(trial, _score(mixes, question, number))
 
 
-def _score(mixes: Mixes, question: Question, number: int) -> float:
+def _score(mixes: Mixes, question: SweepSpec, number: int) -> float:
     """The objective at one point, less being better."""
     pool = question.pool
     at = np.array([float(number)])
     logits = np.concatenate([mixes.logits(d, at)[0] for d in range(len(question.targets))])
     beta = fitted_beta(logits, pool.labels, pool.weights)
     metric = METRICS[question.objective]
-    return float(metric.sign * metric.of(Outcome(beta * logits, pool.labels, pool.groups, question.cost), pool.weights))
+    return float(
+        metric.sign * metric.of(ScoredTexts(beta * logits, pool.labels, pool.groups, question.cost), pool.weights)
+    )
 
 
 def _spread(dimensions: int, seed: int) -> NDArray[np.float64]:

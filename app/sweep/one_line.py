@@ -34,12 +34,12 @@ from app.sweep.choose_t import (
     room_above,
 )
 from app.sweep.data.cv_splits import Split, splits
-from app.sweep.data.weighted_pool import Pool
-from app.sweep.logits.logit_cache import Passes
-from app.sweep.logits.logit_curve import Curve
-from app.sweep.metrics_of_t import CURVE_METRICS, METRICS, Metric, Outcome
-from app.sweep.scorer import Judge, Scored
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.data.weighted_pool import WeightedPool
+from app.sweep.logits.logit_cache import LogitCache
+from app.sweep.logits.logit_curve import LogitCurve
+from app.sweep.metrics_of_t import CURVE_METRICS, METRICS, ScoredTexts, ScoreMetric
+from app.sweep.scorer import Scorer, ScoreSource
+from app.sweep.sweep_spec import Guard, SweepSpec
 
 SLACK = 1e-6
 """That rounding may take of a margin."""
@@ -63,14 +63,14 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SweepChoice:
     """A t, and all that it rests on, for G t's and B resamples.
 
     `scores` (G,) and `resampled` (B, G) are of the objective, less is better, `penalty * t^2` included. `feasible` (G,)
     tells which t's keep the guards, whose `bounds` they follow from; `best_ts` (B,) are the best t's of the resamples.
     """
 
-    judge: Judge
+    judge: Scorer
     penalty: float
     scores: NDArray[np.float64]
     resampled: NDArray[np.float64]
@@ -96,18 +96,18 @@ class Choice:
         return float(ts.min()), float(ts.max())
 
 
-def sweep(question: Question, passes: Passes) -> tuple[Curve, Choice]:
+def sweep(question: SweepSpec, passes: LogitCache) -> tuple[LogitCurve, SweepChoice]:
     """Choose; what it costs is made through `passes`. What was found is put together by `evidence.findings`."""
-    curve = Curve(question.line, [d.texts for d in question.datasets], passes, question.grid)
+    curve = LogitCurve(question.line, [d.texts for d in question.datasets], passes, question.grid)
     choice = choice_of(question, curve)
     while not curve.check(choice.t):
         choice = choice_of(question, curve)
     return curve, choice
 
 
-def choice_of(question: Question, curve: Scored) -> Choice:
+def choice_of(question: SweepSpec, curve: ScoreSource) -> SweepChoice:
     """The choice among the t's of a curve (or the points of a surface), as far as its logits are to be believed."""
-    judge = Judge(curve, question)
+    judge = Scorer(curve, question)
     bounds = [
         bounds_of(guard, curve, data, judge, question)
         for data, guard in enumerate(question.guards, len(question.targets))
@@ -122,7 +122,7 @@ def choice_of(question: Question, curve: Scored) -> Choice:
     else:
         penalty = question.penalty * question.squared_length
     penalties = penalty * judge.ts**2
-    return Choice(
+    return SweepChoice(
         judge=judge,
         penalty=penalty,
         scores=scores + penalties,
@@ -136,12 +136,12 @@ def choice_of(question: Question, curve: Scored) -> Choice:
     )
 
 
-def bounds_of(guard: Guard, curve: Scored, data: int, judge: Judge, question: Question) -> Bounds:
+def bounds_of(guard: Guard, curve: ScoreSource, data: int, judge: Scorer, question: SweepSpec) -> Bounds:
     """What a guard, whose data set has this number, allows; t = 0 always."""
-    pool, metric = Pool.of([guard.dataset]), METRICS[guard.metric]
+    pool, metric = WeightedPool.of([guard.dataset]), METRICS[guard.metric]
     parts = np.concatenate(
         [
-            metric.parts(Outcome(beta * curve.logits(data, np.array([t])), pool.labels))
+            metric.parts(ScoredTexts(beta * curve.logits(data, np.array([t])), pool.labels))
             for t, beta in zip(judge.ts, judge.beta, strict=True)
         ]
     )
@@ -153,13 +153,13 @@ def bounds_of(guard: Guard, curve: Scored, data: int, judge: Judge, question: Qu
     return Bounds(lost, lost + above, allowed, allowed_resampled)
 
 
-def _lost(metric: Metric, means: NDArray[np.float64]) -> NDArray[np.float64]:
+def _lost(metric: ScoreMetric, means: NDArray[np.float64]) -> NDArray[np.float64]:
     """By how much the metric is worse than at t = 0, (..., G), from means (..., G, K)."""
     scores = metric.sign * metric.score(means)
     return np.asarray(scores - scores[..., :1])
 
 
-def _keeps(upper: NDArray[np.float64], guard: Guard, curve: Scored) -> NDArray[np.bool_]:
+def _keeps(upper: NDArray[np.float64], guard: Guard, curve: ScoreSource) -> NDArray[np.bool_]:
     """Which t's (..., G) keep the margin; along a line none beyond the first that does not."""
     keeps = upper <= guard.margin + SLACK
     keeps[..., 0] = True
@@ -173,21 +173,21 @@ class HeldOut:
     In every split, t and temperature are chosen without the texts that judge them. A penalty that folds chose is not.
     """
 
-    chosen: Outcome
-    start: Outcome
-    end: Outcome
+    chosen: ScoredTexts
+    start: ScoredTexts
+    end: ScoredTexts
     tested: NDArray[np.bool_]
 
 
 def held_out(
-    question: Question, judge: Judge, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
+    question: SweepSpec, judge: Scorer, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
 ) -> Iterator[HeldOut]:
     """Each repeat's answers to the texts (N,) that it tests."""
     for repeat in splits(judge.pool, question.folds, question.repeats, question.seed):
         betas = [judge.beta_of(split) for split in repeat]
         at = [_position_of(split, question, judge, errors, feasible, penalty) for split in repeat]
 
-        def answered(positions: list[int], repeat: list[Split] = repeat, betas: list[Any] = betas) -> Outcome:
+        def answered(positions: list[int], repeat: list[Split] = repeat, betas: list[Any] = betas) -> ScoredTexts:
             parts = zip(repeat, positions, betas, strict=True)
             return judge.held_out([(split, place, float(beta[place])) for split, place, beta in parts])
 
@@ -196,7 +196,7 @@ def held_out(
 
 
 def held_out_scores(
-    question: Question, judge: Judge, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
+    question: SweepSpec, judge: Scorer, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
 ) -> dict[str, float]:
     """Scores of the whole procedure on held-out texts, by metric, and as `objective` (less is better)."""
     totals: dict[str, list[float]] = {}
@@ -210,8 +210,8 @@ def held_out_scores(
 
 def _position_of(
     split: Split,
-    question: Question,
-    judge: Judge,
+    question: SweepSpec,
+    judge: Scorer,
     errors: NDArray[np.float64],
     feasible: NDArray[np.bool_],
     penalty: float,

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.sweep.data.cv_splits import Split
-from app.sweep.metrics_of_t import Outcome
-from app.sweep.sweep_spec import Question
+from app.sweep.metrics_of_t import ScoredTexts
+from app.sweep.sweep_spec import SweepSpec
 from app.sweep.temperature_scaling import fitted_beta, loss_terms, refitted
 
 BLOCK = 4_000_000
 """Logits held at a time, as (t, text, class)."""
 
 
-class Scored(Protocol):
+class ScoreSource(Protocol):
     """Where logits of data sets come from: t's (G,) and the logits (g, N, C) of a data set at some of them.
 
     `ordered`: the t's go along a line from its start on, and are no numbers of points somewhere else.
@@ -35,10 +35,10 @@ class Scored(Protocol):
     def logits(self, data: int, ts: NDArray[np.float64]) -> NDArray[np.float64]: ...
 
 
-class Judge:
+class Scorer:
     """Scores at every t of the curve, `ts` (G,). Less is better, whatever the objective."""
 
-    def __init__(self, curve: Scored, question: Question) -> None:
+    def __init__(self, curve: ScoreSource, question: SweepSpec) -> None:
         self.pool = question.pool
         self.ts = curve.ts
         self._curve = curve
@@ -71,7 +71,7 @@ class Judge:
         """1 / temperature that these texts ask for, (G,)."""
         return refitted(self.pool.mean(self._terms, self.pool.restricted(split.train)), self.beta)[1]
 
-    def held_out(self, choices: list[tuple[Split, int, float]]) -> Outcome:
+    def held_out(self, choices: list[tuple[Split, int, float]]) -> ScoredTexts:
         """The outcome when each split's test texts are answered at the t (a position) and beta chosen without them.
 
         Texts that no split tests keep logits of 0; they are for the caller to leave out.
@@ -81,8 +81,8 @@ class Judge:
             logits[split.test] = beta * self._logits(self.ts[position : position + 1])[0][split.test]
         return self._outcome(logits)
 
-    def _outcome(self, tempered: NDArray[np.float64]) -> Outcome:
-        return Outcome(tempered, self.pool.labels, self.pool.groups, self._question.cost)
+    def _outcome(self, tempered: NDArray[np.float64]) -> ScoredTexts:
+        return ScoredTexts(tempered, self.pool.labels, self.pool.groups, self._question.cost)
 
     def _scored(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._question.objective == "loss":

@@ -1,4 +1,4 @@
-"""A sweep as it is ordered: plain values, which go through HTTP, Redis and pipes before they become a `Question`."""
+"""A sweep as it is ordered: plain values, which go through HTTP, Redis and pipes before they become a `SweepSpec`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.sweep.data.dataset import Columns, Dataset, check_labels, dataset_of
 from app.sweep.data.file_readers import Rows, csv_rows
 from app.sweep.logits.line import Line
 from app.sweep.metrics_of_t import CURVE_METRICS, METRICS
-from app.sweep.sweep_spec import CONFIDENCE, Guard, Question, check_confidence
+from app.sweep.sweep_spec import CONFIDENCE, Guard, SweepSpec, check_confidence
 from app.weights.recipe import Cookbook
 
 MOST_COLUMNS = 64
@@ -24,7 +24,7 @@ MOST_COLUMNS = 64
 
 
 @dataclass(frozen=True)
-class Facts:
+class BankFacts:
     """What a sweep must know of a bank: inner products of the deltas are (V, V)."""
 
     labels: list[str]
@@ -34,7 +34,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenData:
     """A data set as it was sent: rows, or a CSV file. A target counts by its weight; a guard must not get worse by more
     than its margin, with this confidence."""
 
@@ -56,10 +56,10 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Order:
+class SweepOrder:
     """What is asked. Of several variants the best mix is looked for first; a line goes where it says."""
 
-    data: list[Given]
+    data: list[GivenData]
     variants: list[str] = field(default_factory=list)
     line: str | None = None
     objective: str = "loss"
@@ -74,9 +74,9 @@ class Order:
     columns: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Order:
+    def of(cls, values: Mapping[str, Any]) -> SweepOrder:
         """From what `values` gave."""
-        return cls(**{**values, "data": [Given(**given) for given in values["data"]]})
+        return cls(**{**values, "data": [GivenData(**given) for given in values["data"]]})
 
     @property
     def values(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Order:
         return asdict(self)
 
 
-def question_of(order: Order, facts: Facts, most_texts: int | None = None) -> Question:
+def question_of(order: SweepOrder, facts: BankFacts, most_texts: int | None = None) -> SweepSpec:
     """The question that is ordered, on the bank of these facts.
 
     Raises `BadData`, `BadRecipe` or `UnknownVariant` with a sentence for whoever ordered it.
@@ -105,7 +105,7 @@ def question_of(order: Order, facts: Facts, most_texts: int | None = None) -> Qu
         raise BadData("no data set is a target; there is nothing to choose t for")
     if order.objective not in METRICS:
         raise BadData(f"no objective {order.objective!r}; objectives: {', '.join(METRICS)}")
-    return Question(
+    return SweepSpec(
         line=line,
         targets=[sets[given.name] for given in targets],
         shares=[given.weight for given in targets],
@@ -122,7 +122,7 @@ def question_of(order: Order, facts: Facts, most_texts: int | None = None) -> Qu
     )
 
 
-def _line(order: Order, cookbook: Cookbook) -> Line:
+def _line(order: SweepOrder, cookbook: Cookbook) -> Line:
     """Where to move: along the line, else to the (first) variant, else to the only one there is."""
     for name in order.variants:
         cookbook.read(name)
@@ -133,18 +133,18 @@ def _line(order: Order, cookbook: Cookbook) -> Line:
     return Line.read(ways[0], cookbook)
 
 
-def _dataset(given: Given, labels: Sequence[str], columns: Columns, most_texts: int | None) -> Dataset:
+def _dataset(given: GivenData, labels: Sequence[str], columns: Columns, most_texts: int | None) -> Dataset:
     return dataset_of(given.name, _at_most(given, most_texts), labels, columns)
 
 
-def _at_most(given: Given, most: int | None) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _at_most(given: GivenData, most: int | None) -> Iterator[tuple[str, Mapping[str, object]]]:
     for number, row in enumerate(given.rows):
         if number == most:
             raise BadData(f"{given.name}: more than {most} texts; a sweep takes at most so many here")
         yield row
 
 
-def _guard(given: Given, dataset: Dataset) -> Guard:
+def _guard(given: GivenData, dataset: Dataset) -> Guard:
     if given.metric not in CURVE_METRICS:
         raise BadData(f"{given.name}: no metric {given.metric!r}; metrics: {', '.join(CURVE_METRICS)}")
     check_confidence(given.name, given.confidence)

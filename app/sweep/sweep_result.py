@@ -73,7 +73,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Blend:
+class MeasuredBlend:
     """Scores of a blend that was really run, and its reliability with and without its temperature."""
 
     t: float
@@ -93,7 +93,7 @@ class More:
 
 
 @dataclass(frozen=True)
-class Kept:
+class GuardResult:
     """A guard at the chosen t: its metric there and at t = 0, and the change for the worse, which is at most `upper`
     with the guard's `confidence`. `holds` is in which share of the resamples the change stays within the margin.
 
@@ -116,7 +116,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Honest:
+class HeldOutScores:
     """Scores of the whole procedure on texts that had no say in it. `optimism` is how much better the chosen t looks on
     the texts that chose it, in the objective."""
 
@@ -156,7 +156,7 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Place:
+class RampPoint:
     """The objective (less is better) where t is `first` in the first layer and `last` in the last, and whether the
     guards allow that."""
 
@@ -187,12 +187,12 @@ class Ramp:
     missed: float
     blends: int
     better: bool
-    surface: list[Place]
-    run: list[Place]
+    surface: list[RampPoint]
+    run: list[RampPoint]
 
 
 @dataclass
-class Findings:
+class SweepResult:
     """All that a sweep found. `passes` counts the blends that it needed, `passes_run` those that were not stored.
 
     `gains` are of log loss and accuracy on held-out texts, more is better: of the whole procedure against the `start`
@@ -208,16 +208,16 @@ class Findings:
     rule: str
     data: list[About]
     best: Best
-    start: Blend
-    chosen: Blend
-    end: Blend
+    start: MeasuredBlend
+    chosen: MeasuredBlend
+    end: MeasuredBlend
     against_start: McNemar
     against_end: McNemar
-    honest: Honest
+    honest: HeldOutScores
     gains: dict[Against, dict[str, Value]]
     baseline: dict[str, dict[str, Value]]
     groups: int
-    guards: list[Kept]
+    guards: list[GuardResult]
     penalty: Penalty
     first_guess: float
     curve: list[Point]

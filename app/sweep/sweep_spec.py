@@ -13,9 +13,9 @@ from app.errors import BadData
 from app.sweep.choose_t import Rule
 from app.sweep.data.cv_splits import FOLDS, REPEATS
 from app.sweep.data.dataset import Dataset
-from app.sweep.data.weighted_pool import DRAWS, Pool
+from app.sweep.data.weighted_pool import DRAWS, WeightedPool
 from app.sweep.logits.line import Line
-from app.sweep.metrics_of_t import METRICS, Metric
+from app.sweep.metrics_of_t import METRICS, ScoreMetric
 
 TOGETHER = "all targets"
 CONFIDENCE = 0.9
@@ -44,7 +44,7 @@ class Guard:
 
 
 @dataclass(frozen=True)
-class Question:
+class SweepSpec:
     """Which t of the line serves the targets best?
 
     `shares` are the targets' weights, `squared_length` is |tau|^2, `penalty` is lambda, or `folds` to let them choose
@@ -83,23 +83,23 @@ class Question:
         return [*self.targets, *(guard.dataset for guard in self.guards)]
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> WeightedPool:
         """All targets together."""
-        return Pool.of(self.targets, self.shares)
+        return WeightedPool.of(self.targets, self.shares)
 
     @property
-    def views(self) -> dict[str, tuple[tuple[int, ...], Pool]]:
+    def views(self) -> dict[str, tuple[tuple[int, ...], WeightedPool]]:
         """What is scored, by name: every data set alone, and all targets together where there are several.
 
         Each with the positions of its data sets among `datasets`.
         """
-        alone: dict[str, tuple[tuple[int, ...], Pool]] = {
-            d.name: ((position,), Pool.of([d])) for position, d in enumerate(self.datasets)
+        alone: dict[str, tuple[tuple[int, ...], WeightedPool]] = {
+            d.name: ((position,), WeightedPool.of([d])) for position, d in enumerate(self.datasets)
         }
         if len(self.targets) == 1:
             return alone
         return {**alone, TOGETHER: (tuple(range(len(self.targets))), self.pool)}
 
     @property
-    def metric(self) -> Metric:
+    def metric(self) -> ScoreMetric:
         return METRICS[self.objective]

@@ -23,7 +23,7 @@ ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSpec:
     """One parameter: its name, shape and strides, and the element of the flat vector at which it starts.
 
     `block_start` and `block_stop` bound the stretch that it shares with the other parameters of its block.
@@ -46,7 +46,7 @@ class Layout:
     def __init__(self, shapes: Iterable[tuple[str, tuple[int, ...]]], blocks: Iterable[Sequence[str]] = ()) -> None:
         known = dict(shapes)
         block_of = {f"{layer}.{part}": tuple(block) for block in blocks for layer in block for part in PARTS}
-        self._by_name: dict[str, Place] = {}
+        self._by_name: dict[str, TensorSpec] = {}
         self.size = 0
         for name, shape in known.items():
             if name in self._by_name:
@@ -76,11 +76,11 @@ class Layout:
     def _add(self, members: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], length: int) -> None:
         start = first = -(-self.size // ALIGNMENT) * ALIGNMENT
         for name, shape, strides in members:
-            self._by_name[name] = Place(name, shape, strides, start, first, first + length)
+            self._by_name[name] = TensorSpec(name, shape, strides, start, first, first + length)
             start += shape[0] if len(members) > 1 else 0
         self.size = -(-(first + length) // ALIGNMENT) * ALIGNMENT
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> TensorSpec:
         return self._by_name[name]
 
     def view(self, vector: Tensor, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from app.cluster.embedded_redis import PrivateRedis, find_server
+from app.cluster.embedded_redis import EmbeddedRedis, find_server
 from app.demo.build import demo_bank
 from app.main import build_engine
 from app.models.bank import BankSpec
@@ -48,7 +48,7 @@ async def services(file: Path) -> AsyncIterator[tuple[int, int]]:
     """The ports of two services on one Redis."""
     server = find_server()
     assert server is not None
-    redis = PrivateRedis(server, 256)
+    redis = EmbeddedRedis(server, 256)
     try:
         async with (
             running(file, OURS, REDIS_URL=redis.url) as (filling, _),

@@ -25,13 +25,13 @@ from app.sweep.choose_t import Rule
 from app.sweep.data.dataset import Columns, Dataset, dataset_of
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import FolderStore, MemoryStore, Passes
-from app.sweep.logits.logit_curve import GRID, Curve
-from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache, MemoryLogitStore
+from app.sweep.logits.logit_curve import GRID, LogitCurve
+from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.sweep.one_line import sweep
-from app.sweep.scorer import Judge
-from app.sweep.sweep_result import Findings
-from app.sweep.sweep_spec import Question
+from app.sweep.scorer import Scorer
+from app.sweep.sweep_result import SweepResult
+from app.sweep.sweep_spec import SweepSpec
 from app.weights.recipe import Recipe
 from tests.bench.domains import GENERAL, bank_of, domains_of, read
 
@@ -96,25 +96,25 @@ def drawn(datasets: list[Dataset], total: int, seed: int) -> list[Dataset]:
     return made
 
 
-def asked(line: Line, targets: list[Dataset], rule: Rule = "nearest") -> Question:
-    return Question(line, targets, [1.0] * len(targets), 0.0, rule=rule)
+def asked(line: Line, targets: list[Dataset], rule: Rule = "nearest") -> SweepSpec:
+    return SweepSpec(line, targets, [1.0] * len(targets), 0.0, rule=rule)
 
 
-def chosen(line: Line, targets: list[Dataset], passes: Passes, rule: Rule) -> tuple[Findings, Curve]:
+def chosen(line: Line, targets: list[Dataset], passes: LogitCache, rule: Rule) -> tuple[SweepResult, LogitCurve]:
     question = asked(line, targets, rule)
     curve, choice = sweep(question, passes)
     return findings(question, curve, choice, passes, ["0", "1", "2"]), curve
 
 
-def tested(curve: Curve, question: Question, t: float, temperature: float) -> float:
+def tested(curve: LogitCurve, question: SweepSpec, t: float, temperature: float) -> float:
     """Log loss on the test texts."""
     logits = np.concatenate([curve.logits(d, np.array([t]))[0] for d in range(len(question.targets))])
-    return float(METRICS["loss"].of(Outcome(logits / temperature, question.pool.labels), question.pool.weights))
+    return float(METRICS["loss"].of(ScoredTexts(logits / temperature, question.pool.labels), question.pool.weights))
 
 
 def main(data: Path) -> None:
     provider = LocalProvider.load(BankSpec.from_toml(bank_of(data)), torch.device("cpu"), torch.float32, max_tokens=128)
-    recorded, store = Recorded(provider), FolderStore(cache_folder() / "logits")
+    recorded, store = Recorded(provider), FolderLogitStore(cache_folder() / "logits")
     norms = dict(zip(provider.cookbook.variants, provider.bank.delta_norms, strict=True))
     print("| variant | texts | labels | passes | t (nearest) | loss | t (best) | loss | best grid t | loss", end="")
     print(" | excess, nearest / best | 200 labels, 5 draws: t | intervals that hold the test optimum |")
@@ -123,12 +123,12 @@ def main(data: Path) -> None:
     for case in tqdm(list(cases(data, provider.labels)), unit="case"):
         line = Line.read(case.variant, provider.cookbook)
         test_question = asked(line, case.test)
-        test = Curve(line, [d.texts for d in case.test], Passes(provider, store))
-        judge = Judge(test, test_question)
+        test = LogitCurve(line, [d.texts for d in case.test], LogitCache(provider, store))
+        judge = Scorer(test, test_question)
         optimum = float(judge.ts[judge.scores().argmin()])
         found = {}
         for rule in RULES:
-            passes = Passes(recorded, store)
+            passes = LogitCache(recorded, store)
             found[rule], curve = chosen(line, case.validation, passes, rule)
         temperature = dict(zip(*_temperatures(curve, asked(line, case.validation)), strict=True))
         losses = {t: tested(test, test_question, t, temperature[t]) for t in GRID}
@@ -137,7 +137,9 @@ def main(data: Path) -> None:
         for rule in RULES:
             excesses[rule].append(mine[rule] / losses[best_t] - 1)
         draws = [
-            chosen(line, drawn(case.validation, LABELS_DRAWN, s), Passes(recorded, MemoryStore()), "nearest")[0]
+            chosen(line, drawn(case.validation, LABELS_DRAWN, s), LogitCache(recorded, MemoryLogitStore()), "nearest")[
+                0
+            ]
             for s in SEEDS
         ]
         held.append(sum(f.best.interval[0] <= optimum <= f.best.interval[1] for f in draws))
@@ -160,9 +162,9 @@ def main(data: Path) -> None:
     print(f"Intervals from {LABELS_DRAWN} labels that hold the test optimum: {sum(held)} of {len(held) * len(SEEDS)}")
 
 
-def _temperatures(curve: Curve, question: Question) -> tuple[list[float], list[float]]:
+def _temperatures(curve: LogitCurve, question: SweepSpec) -> tuple[list[float], list[float]]:
     """The temperature that the validation texts ask for at every t of the grid."""
-    judge = Judge(curve, question)
+    judge = Scorer(curve, question)
     at = [int(np.abs(judge.ts - t).argmin()) for t in GRID]
     return list(GRID), [float(1 / judge.beta[position]) for position in at]
 

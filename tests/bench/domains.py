@@ -19,12 +19,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from app.demo.build import cache_folder
 from app.demo.corpus import LABELS, Example
 from app.demo.encoder import encoder_folder
-from app.demo.training import Plan, fine_tune
+from app.demo.training import TrainingPlan, fine_tune
 from app.models.checkpoint import read_tokenizer
 
 GENERAL = "general"
-PLANS = {GENERAL: Plan(epochs=3, rate=1e-4, head_rate=1e-3)}
-VARIANT_PLAN = Plan(epochs=3, rate=1e-4, head_rate=1e-4)
+PLANS = {GENERAL: TrainingPlan(epochs=3, rate=1e-4, head_rate=1e-3)}
+VARIANT_PLAN = TrainingPlan(epochs=3, rate=1e-4, head_rate=1e-4)
 MOST_TEXTS = 3000
 SEED = 7
 

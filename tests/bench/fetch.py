@@ -23,9 +23,9 @@ import torch
 import uvloop
 from redis.asyncio import Redis
 
-from app.cache.bulk_transfer import CHUNK, Chunks
+from app.cache.bulk_transfer import CHUNK, BulkTransfer
 from app.cache.redis_policy import Policy
-from app.cache.redis_tier import RedisTier, Shape
+from app.cache.redis_tier import BlendFormat, RedisTier
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 from tests.servers import server
@@ -44,8 +44,8 @@ class Bench:
 
     def __init__(self, url: str) -> None:
         address = RedisUrl.parse(url)
-        self.client, self.chunks = connect(address), Chunks(address)
-        shape = Shape("f" * 64, "0" * 64, "float32", WEIGHTS * 4)
+        self.client, self.chunks = connect(address), BulkTransfer(address)
+        shape = BlendFormat("f" * 64, "0" * 64, "float32", WEIGHTS * 4)
         self.tier = RedisTier(self.client, self.chunks, shape, Policy("always"), "bench", 3600, 4 * WEIGHTS * 4)
         self.redis = Redis.from_url(url)
         self.base, self.variant = torch.randn(WEIGHTS), torch.randn(WEIGHTS)

@@ -17,7 +17,7 @@ from app.demo import corpus
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier, Mix
 from app.models.int8 import Quantised
-from app.models.tokenizer import Row, TextEncoder
+from app.models.tokenizer import Row, TextTokenizer
 
 ROUNDS = 3
 TEXTS = 256
@@ -78,7 +78,7 @@ def ours_every_row_its_own_t(bank: Bank) -> Run:
 
 def onnx_file(bank: Bank, folder: str) -> str:
     model = bank.bind(bank.arena["finance"].clone())
-    inputs = padded(TextEncoder(bank.tokenizer, bank.config, 512).encode(["a short text", "and another one"]))
+    inputs = padded(TextTokenizer(bank.tokenizer, bank.config, 512).encode(["a short text", "and another one"]))
     axes = {name: {0: "batch", 1: "length"} for name in inputs}
     path = f"{folder}/model.onnx"
     torch.onnx.export(
@@ -133,7 +133,7 @@ def rates(file: Path) -> Iterator[tuple[str, list[float], list[float]]]:
 def main(file: str, name: str) -> None:
     make, by_length = WAYS[name]
     bank = load_bank(BankSpec.from_toml(Path(file)), torch.device("cpu"))
-    rows = TextEncoder(bank.tokenizer, bank.config, 512).encode(texts())
+    rows = TextTokenizer(bank.tokenizer, bank.config, 512).encode(texts())
     if by_length:
         rows.sort(key=len)
     run = make(bank)

@@ -10,7 +10,7 @@ from app.demo import corpus
 from app.models.bank import Bank
 from app.models.classifier import Classifier
 from app.models.int8 import Quantised
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 from app.weights.methods import METHODS
 
 TS = (0.0, 0.4, 1.0)
@@ -20,7 +20,11 @@ def accuracies(bank: Bank) -> Iterator[tuple[str, int, float, float, float]]:
     """For each variant and t, on its own and general test texts: recipe, texts, accuracy in float32 and in int8, and
     the share of texts with the same label; all in percent."""
     assert bank.family is not None
-    classifier, encoder, slot = Classifier(bank), TextEncoder(bank.tokenizer, bank.config, 512), bank.arena.new_vector()
+    classifier, encoder, slot = (
+        Classifier(bank),
+        TextTokenizer(bank.tokenizer, bank.config, 512),
+        bank.arena.new_vector(),
+    )
     for variant in corpus.DOMAINS:
         examples = [example for name in (variant, corpus.GENERAL) for example in corpus.read(name, "test")]
         rows = encoder.encode([example.text for example in examples])

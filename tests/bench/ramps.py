@@ -14,35 +14,35 @@ from tqdm import tqdm
 
 from app.demo.build import cache_folder
 from app.models.bank import BankSpec
-from app.sweep.data.weighted_pool import Pool
+from app.sweep.data.weighted_pool import WeightedPool
 from app.sweep.layer_ramp import swept
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import FolderStore, Passes
-from app.sweep.metrics_of_t import METRICS, Outcome
-from app.sweep.sweep_spec import Question
+from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache
+from app.sweep.metrics_of_t import METRICS, ScoredTexts
+from app.sweep.sweep_spec import SweepSpec
 from app.weights.recipe import MICRO, Recipe
 from tests.bench.choosing_t import Case, cases
 from tests.bench.domains import bank_of
 
 
-def tested(case: Case, recipe: Recipe, passes: Passes) -> float:
+def tested(case: Case, recipe: Recipe, passes: LogitCache) -> float:
     """Log loss on the test texts."""
-    pool = Pool.of(case.test)
+    pool = WeightedPool.of(case.test)
     logits = np.concatenate([passes.logits(data.texts, recipe) for data in case.test])
-    return float(METRICS["loss"].of(Outcome(logits * MICRO / recipe.temperature, pool.labels), pool.weights))
+    return float(METRICS["loss"].of(ScoredTexts(logits * MICRO / recipe.temperature, pool.labels), pool.weights))
 
 
 def main(data: Path) -> None:
     provider = LocalProvider.load(BankSpec.from_toml(bank_of(data)), torch.device("cpu"), torch.float32, max_tokens=128)
-    read, store = provider.cookbook.read, FolderStore(cache_folder() / "logits")
+    read, store = provider.cookbook.read, FolderLogitStore(cache_folder() / "logits")
     print("| variant | texts | passes | one t | best ramp | gained (95 %) | held out | recommended ", end="")
     print("| test loss, one t | test loss, ramp |")
     print("|---" * 10 + "|")
     for case in tqdm(list(cases(data, provider.labels)), unit="case"):
-        passes = Passes(provider, store)
+        passes = LogitCache(provider, store)
         line = Line.read(case.variant, provider.cookbook)
-        question = Question(line, case.validation, [1.0] * len(case.validation), 0.0, ramp=True)
+        question = SweepSpec(line, case.validation, [1.0] * len(case.validation), 0.0, ramp=True)
         found = swept(question, passes, provider.labels)
         ramp, gained = found.ramp, found.ramp.gained
         one = read(f"{found.chosen.recipe};temperature={found.chosen.temperature:.3g}")
@@ -55,7 +55,7 @@ def main(data: Path) -> None:
             f"{gained.value:+.4f} ({gained.low:+.4f} to {gained.high:+.4f})",
             f"{ramp.held_out:+.4f}",
             "the ramp" if ramp.better else "one t",
-            *(f"{tested(case, recipe, Passes(provider, store)):.4f}" for recipe in (one, read(ramp.recipe))),
+            *(f"{tested(case, recipe, LogitCache(provider, store)):.4f}" for recipe in (one, read(ramp.recipe))),
         ]
         tqdm.write(f"| {' | '.join(row)} |", file=sys.stdout)
         sys.stdout.flush()

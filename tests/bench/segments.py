@@ -26,8 +26,8 @@ from app.segments.fit.segment_texts import SegmentTexts
 from app.sweep.data.dataset import Columns, dataset_of
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import FolderStore, Passes
-from app.sweep.logits.logit_curve import Curve
+from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache
+from app.sweep.logits.logit_curve import LogitCurve
 from tests.bench.choosing_t import MOST_TEST_TEXTS
 from tests.bench.domains import bank_of, domains_of, read
 
@@ -55,12 +55,12 @@ def texts_of(data: Path, split: str, labels: list[str]) -> SegmentTexts:
 
 def main(data: Path, variants: list[str]) -> None:
     provider = LocalProvider.load(BankSpec.from_toml(bank_of(data)), torch.device("cpu"), torch.float32, max_tokens=128)
-    passes = Passes(provider, FolderStore(cache_folder() / "logits"))
+    passes = LogitCache(provider, FolderLogitStore(cache_folder() / "logits"))
     variants = variants or list(provider.cookbook.variants)
     chooses, judges = (texts_of(data, split, provider.labels) for split in ("validation", "test"))
 
-    def curve(variant: str, texts: SegmentTexts) -> Curve:
-        return Curve(Line.read(variant, provider.cookbook), [dataset.texts for dataset in texts.datasets], passes)
+    def curve(variant: str, texts: SegmentTexts) -> LogitCurve:
+        return LogitCurve(Line.read(variant, provider.cookbook), [dataset.texts for dataset in texts.datasets], passes)
 
     print("| variant | choice | t | log loss | accuracy | loss gained (95 %) | points gained (95 %) |")
     print("|---" * 7 + "|")

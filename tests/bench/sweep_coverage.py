@@ -21,8 +21,8 @@ from scipy.special import softmax
 from app.sweep.choose_t import interval
 from app.sweep.data.dataset import Dataset
 from app.sweep.metrics_of_t import METRICS
-from app.sweep.one_line import Choice, choice_of
-from app.sweep.sweep_spec import Guard, Question
+from app.sweep.one_line import SweepChoice, choice_of
+from app.sweep.sweep_spec import Guard, SweepSpec
 from tests.synthetic import LINE
 
 TS = np.round(np.linspace(0, 1, 26), 2)
@@ -122,7 +122,7 @@ def guarded(
         rng = np.random.default_rng((7, seed))
         target, general = world.drawn(400, world.t, rng), world.drawn(texts, 0.0, rng)
         guard = Guard(general.dataset("general"), "accuracy", margin, confidence)
-        question = Question(
+        question = SweepSpec(
             LINE, [target.dataset("own")], [1.0], 1.0, [guard], draws=DRAWS, folds=2, repeats=1, seed=seed
         )
         choice = choice_of(question, Known(target, general))
@@ -130,7 +130,7 @@ def guarded(
     return tuple(Guarded(losses[np.array(at)], TS[np.array(at)], margin) for at in zip(*chosen, strict=True))
 
 
-def _by_point_estimate(choice: Choice, general: Texts, margin: float) -> int:
+def _by_point_estimate(choice: SweepChoice, general: Texts, margin: float) -> int:
     """The best t among those that lose no more than the margin on the guard's own texts."""
     right = (general.logits(TS).argmax(axis=-1) == general.labels).mean(axis=1)
     return int(np.where(right[0] - right <= margin + 1e-6, choice.scores, np.inf).argmin())
@@ -159,8 +159,8 @@ def covered(world: World, objective: str, texts: int, trials: int = TRIALS) -> t
     return tuple(_covered(np.array(ends), world.t, np.array(best_of_others)) for ends in (said, percentile))
 
 
-def _choice(texts: Texts, objective: str, draws: int) -> Choice:
-    question = Question(LINE, [texts.dataset("own")], [1.0], 1.0, objective=objective, draws=draws)
+def _choice(texts: Texts, objective: str, draws: int) -> SweepChoice:
+    question = SweepSpec(LINE, [texts.dataset("own")], [1.0], 1.0, objective=objective, draws=draws)
     return choice_of(question, Known(texts))
 
 

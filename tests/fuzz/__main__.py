@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=["app", "json"]):
     from app.errors import BadHeader, TweenError
     from app.experiments.experiment import Experiment
     from app.models.safetensors_header import check_weight_file
-    from app.models.tokenizer import TextEncoder
+    from app.models.tokenizer import TextTokenizer
     from app.names import is_name, nfc
     from app.weights.auto_recipe import automatic
     from app.weights.recipe import RESERVED, Cookbook
@@ -107,7 +107,7 @@ def pairs(data: bytes) -> None:
     parts = data.decode(errors="ignore").split("\0")[:2]
     for side in ("left", "right"):
         TOKENIZER.truncation_side = side
-        (row,) = TextEncoder(TOKENIZER, CONFIGS["bert"], 16).encode(
+        (row,) = TextTokenizer(TOKENIZER, CONFIGS["bert"], 16).encode(
             [parts[0] if len(parts) == 1 else (parts[0], parts[1])]
         )
         expected = TOKENIZER(*parts, truncation=True, max_length=16)

@@ -31,7 +31,7 @@ LOOK_SECONDS = 1.0
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
-class Key(BaseModel, frozen=True, extra="forbid"):
+class ApiKey(BaseModel, frozen=True, extra="forbid"):
     """An entry of the file. Limits are shared by all keys of a name."""
 
     name: str = Field(pattern=NAME)
@@ -47,7 +47,7 @@ class Key(BaseModel, frozen=True, extra="forbid"):
 
 
 class KeyFile(BaseModel, frozen=True, extra="forbid"):
-    keys: tuple[Key, ...]
+    keys: tuple[ApiKey, ...]
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class _Version:
         return cls(stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
-class Keys:
+class ApiKeys:
     """The keys in force."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises `BadSettings` if the file cannot be read now."""
         self._path = path
         self._clock = clock
-        self._keys: dict[str, Key] = {}
+        self._keys: dict[str, ApiKey] = {}
         self._looked = clock()
         try:
             self._version: _Version | None = _Version.of(path)
@@ -79,7 +79,7 @@ class Keys:
         except (OSError, ValueError) as error:
             raise BadSettings(f"TWEEN_API_KEYS: {complaint(error)}") from None
 
-    def find(self, given: str) -> Key | None:
+    def find(self, given: str) -> ApiKey | None:
         """The entry of a key; None if there is none, or none any more."""
         self._look_again()
         digest = sha256(given.encode("utf-8", "surrogateescape")).hexdigest()
@@ -106,7 +106,7 @@ class Keys:
             log.info("%d keys are in force now", len(self._keys))
 
 
-def read(path: Path) -> dict[str, Key]:
+def read(path: Path) -> dict[str, ApiKey]:
     """Entries by their hashes, from TOML or, if the name ends so, JSON; raises `OSError` or `ValueError`."""
     text = path.read_text(encoding="utf-8")
     file = KeyFile.model_validate_json(text) if path.suffix == ".json" else KeyFile.model_validate(tomllib.loads(text))
@@ -128,7 +128,7 @@ def new_key(name: str, role: Role) -> tuple[str, str]:
     key = PREFIX + secrets.token_urlsafe(32)
     digest = sha256(key.encode()).hexdigest()
     try:
-        Key(name=name, role=role, sha256=digest)
+        ApiKey(name=name, role=role, sha256=digest)
     except ValidationError:
         raise BadSettings(f"{name[:80]!r} is no name for a key: use letters, digits, '.', '_' and '-'") from None
     return key, f'[[keys]]\nname = "{name}"\nrole = "{role}"\nsha256 = "{digest}"\n'

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.auth.api_keys import Key, Keys
-from app.api.auth.rate_limit import Limits
+from app.api.auth.api_keys import ApiKey, ApiKeys
+from app.api.auth.rate_limit import RateLimit
 from app.api.auth.roles import Role
 from app.api.auth.route_table import found_of
 from app.api.http_server.middleware import header
@@ -23,10 +23,10 @@ from app.errors import Forbidden, LimitReached, NoKey
 audit = logging.getLogger("tween.audit")
 
 
-class Access:
+class Authorization:
     """Lets in whoever has a key for what he asks, as often as his name allows."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, limits: RateLimit) -> None:
         self._app = app
         self._keys = keys
         self._limits = limits
@@ -48,7 +48,7 @@ class Access:
             send = _telling(scope, send, told, key.name if role == "manage" else None)
         await self._app(scope, receive, send)
 
-    def _admitted(self, role: Role, scope: Scope) -> Key:
+    def _admitted(self, role: Role, scope: Scope) -> ApiKey:
         """Whose key it is; raises `NoKey` and `Forbidden`."""
         kind, _, credentials = header(scope, b"authorization").partition(" ")
         given = credentials.strip() if kind.lower() == "bearer" else header(scope, b"x-api-key")

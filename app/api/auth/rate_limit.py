@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.api.auth.api_keys import Key
+from app.api.auth.api_keys import ApiKey
 from app.errors import LimitReached
 
 QUICK = 0.1
@@ -26,7 +26,7 @@ MOST = 64
 """Permits in a handful where only a day's quota bounds it; with a rate, a tenth of what a second brings."""
 
 
-class Grant(Protocol):
+class TokenGrant(Protocol):
     """Permits, seconds until there may be one if there is none, and what is left of the second and the day (-1: no
     such limit)."""
 
@@ -40,12 +40,12 @@ class Grant(Protocol):
     def left(self) -> int: ...
 
 
-Take = Callable[[str, int, float | None, int | None], Awaitable[Grant | None]]
+Take = Callable[[str, int, float | None, int | None], Awaitable[TokenGrant | None]]
 """Takes up to so many permits of a name, at its rate for a second and its quota for a day; None: nobody counts."""
 
 
 @dataclass
-class _Purse:
+class TokenBucket:
     """What a name may still spend here."""
 
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -58,18 +58,18 @@ class _Purse:
     full_at: float = -math.inf  # of the bucket that counts for this pod alone
 
 
-class Limits:
+class RateLimit:
     """Counts calls by the names of their keys."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Counts for this process alone until `take` is set."""
         self.take: Take | None = None
         self._clock = clock
-        self._purses: dict[str, _Purse] = {}
+        self._purses: dict[str, TokenBucket] = {}
 
-    async def admit(self, key: Key) -> dict[str, str]:
+    async def admit(self, key: ApiKey) -> dict[str, str]:
         """Spend a permit; what the reply's headers tell about the rest. Raises `LimitReached`."""
-        purse = self._purses.setdefault(key.name, _Purse())
+        purse = self._purses.setdefault(key.name, TokenBucket())
         if not self._spend(purse):
             async with purse.asking:
                 if not self._spend(purse):  # perhaps whoever asked before brought enough
@@ -78,13 +78,13 @@ class Limits:
                     purse.permits -= 1
         return _told(key, purse)
 
-    def _spend(self, purse: _Purse) -> bool:
+    def _spend(self, purse: TokenBucket) -> bool:
         if purse.permits < 1 or self._clock() - purse.taken > STALE:
             return False
         purse.permits -= 1
         return True
 
-    async def _ask(self, key: Key, purse: _Purse) -> None:
+    async def _ask(self, key: ApiKey, purse: TokenBucket) -> None:
         """Fill the purse, or shut it."""
         now = self._clock()
         most = max(1, int(key.per_second / 10)) if key.per_second else MOST
@@ -99,7 +99,7 @@ class Limits:
             purse.shut_until = purse.taken + grant.wait
             self._refuse_if_shut(key, purse)
 
-    def _count_alone(self, key: Key, purse: _Purse) -> None:
+    def _count_alone(self, key: ApiKey, purse: TokenBucket) -> None:
         """One permit, by a bucket of this pod's own."""
         now = self._clock()
         purse.permits, purse.taken, purse.free, purse.left = 1, now, -1, -1
@@ -112,20 +112,20 @@ class Limits:
             self._refuse_if_shut(key, purse)
         purse.full_at = full
 
-    def _refuse_if_shut(self, key: Key, purse: _Purse) -> None:
+    def _refuse_if_shut(self, key: ApiKey, purse: TokenBucket) -> None:
         wait = purse.shut_until - self._clock()
         if wait > 0:
             headers = _told(key, purse)
             raise LimitReached(f"{key.name!r} has made {_limit(key)} calls; try again later", math.ceil(wait), headers)
 
 
-def _limit(key: Key) -> str:
+def _limit(key: ApiKey) -> str:
     rate = f"its {key.per_second:g} a second" if key.per_second else ""
     quota = f"its {key.per_day} a day" if key.per_day else ""
     return " or ".join(part for part in (rate, quota) if part)
 
 
-def _told(key: Key, purse: _Purse) -> dict[str, str]:
+def _told(key: ApiKey, purse: TokenBucket) -> dict[str, str]:
     """RateLimit and RateLimit-Policy, as draft-ietf-httpapi-ratelimit-headers-10 writes them; permits that lie in this
     pod's purse are left, too."""
     policies, rests = [], []

@@ -23,7 +23,7 @@ LONGEST = 3600.0
 """Seconds that a deadline may lie ahead."""
 
 
-class Deadlines:
+class DeadlineMiddleware:
     """Stops what computes for a caller whose `X-Request-Timeout` (seconds) has passed, or who is gone."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -20,7 +20,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.http_server.http_protocol import Connection, Patience
+from app.api.http_server.http_protocol import ConnectionLimits, HttpProtocol
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +44,17 @@ HEADERS = [
 """What every reply carries; uvicorn writes them without asking the application."""
 
 
-class Server(uvicorn.Server):
+class DrainServer(uvicorn.Server):
     """Drains on the first SIGTERM, leaves on the second, and drops what is in flight on the third."""
 
-    def __init__(self, app: FastAPI, host: str, port: int, drain_seconds: float, patience: Patience) -> None:
+    def __init__(self, app: FastAPI, host: str, port: int, drain_seconds: float, patience: ConnectionLimits) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host,
                 port,
                 ws="none",
-                http=partial(Connection, patience),  # type: ignore[arg-type]  # all that uvicorn does is call it
+                http=partial(HttpProtocol, patience),  # type: ignore[arg-type]  # all that uvicorn does is call it
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
         """Closing waits until all is sent, so nothing else ends such a connection."""
         now = asyncio.get_running_loop().time()
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection) and not connection.reads(now):
+            if isinstance(connection, HttpProtocol) and not connection.reads(now):
                 connection.transport.abort()
                 self._app.state.tally.unread += 1
 

@@ -32,7 +32,7 @@ FRAMING = {b"connection", b"content-length", b"transfer-encoding", b"upgrade"}
 
 
 @dataclass(frozen=True)
-class Patience:
+class ConnectionLimits:
     """Seconds for a request's headers, from the first byte or the opening of the connection; seconds for its body,
     from then on; seconds that a caller may take nothing of its reply; bytes for headers, and for trailers."""
 
@@ -42,7 +42,7 @@ class Patience:
     header_bytes: int
 
 
-class Together:
+class CoalescingTransport:
     """A transport that sends the head of a reply and its body in one piece, and not before all have theirs who were
     answered in this turn of the loop.
 
@@ -95,18 +95,18 @@ class Together:
         return getattr(self._transport, name)
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """Ends the parsing of a request whose answer is known already."""
 
 
-class Connection(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """uvicorn's connection, with limits."""
 
-    def __init__(self, patience: Patience, *arguments: Any, **options: Any) -> None:
+    def __init__(self, patience: ConnectionLimits, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._patience = patience
         self._timer: asyncio.TimerHandle | None = None
-        self._sending: Together | None = None
+        self._sending: CoalescingTransport | None = None
         self._taken = 0, 0.0  # bytes of replies that the caller had taken, and since when it has taken no more
         self._arriving = "headers"  # or "body", or nothing between two requests
         self._has_begun = False  # a request, of which more arrives
@@ -117,7 +117,7 @@ class Connection(HttpToolsProtocol):
         self._refusal = 400, "Bad Request", "this is not HTTP as it is written in RFC 9112"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._sending = Together(transport, self.loop)
+        self._sending = CoalescingTransport(transport, self.loop)
         super().connection_made(self._sending)  # type: ignore[arg-type]  # all that it needs
         self._wait("headers", self._patience.header_seconds)
 
@@ -182,23 +182,23 @@ class Connection(HttpToolsProtocol):
         # A trailer: it does not speak for the headers, which were acted on before it came.
         if name.lower() in FRAMING:
             self._refusal = 400, "Bad Request", "a trailer may not say where a message ends, nor what follows it"
-            raise Refused
+            raise RequestRefused
         self._trailer_bytes += len(name) + len(value) + 4
         if self._trailer_bytes > self._patience.header_bytes:
             self._refusal = self._too_large("trailers")
-            raise Refused
+            raise RequestRefused
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 self._refusal = 400, "Bad Request", "this is no proxy: CONNECT is not served"
-                raise Refused
+                raise RequestRefused
             self._offers_upgrade = True
             return
         # What came in one piece with a body is counted exactly, the rest cannot be too large.
         if self._unparsed > self._patience.header_bytes and self._header_bytes() > self._patience.header_bytes:
             self._refusal = self._too_large("headers")
-            raise Refused
+            raise RequestRefused
         self._arriving = "body"
         self._trailing = self._trailer_bytes = 0
         super().on_headers_complete()

@@ -50,7 +50,7 @@ class RequestId:
         await self._app(scope, receive, send_with_id)
 
 
-class Unexpected:
+class UnexpectedErrors:
     """Answers what nobody expected with a 500. The framework would do so outside of everything that is added to a
     reply: its id, and the headers that let pages of other origins read it."""
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 
-from app.experiments.stats.report_schema import ArmValue, BanditArm, Comparison, MetricReport, Report, Span
+from app.experiments.stats.report_schema import ArmValue, BanditArm, Comparison, Interval, MetricReport, Report
 
 TEMPLATE = Path(__file__).parent / "experiment_report.html"
 
@@ -137,7 +137,7 @@ def _lift(control: str, metric: MetricReport, value: ArmValue, one: Comparison |
     ]
 
 
-def _span(metric: MetricReport, span: Span) -> str:
+def _span(metric: MetricReport, span: Interval) -> str:
     scale = 100 if metric.unit == "share" else 1
     return f"{scale * span.low:+.3g} to {scale * span.high:+.3g}"
 

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.experiments.events.event_ledger import EventLedger
-from app.experiments.events.null_ledger import NoLedger
+from app.experiments.events.null_ledger import NullLedger
 
 EVENTS = (
     "exposures",
@@ -30,11 +30,11 @@ EVENTS = (
 class LedgerMetrics(Collector):
     """Events of experiments on their way through this pod."""
 
-    def __init__(self, ledger: EventLedger | NoLedger) -> None:
+    def __init__(self, ledger: EventLedger | NullLedger) -> None:
         self._ledger = ledger
 
     def collect(self) -> Iterator[Metric]:
-        if isinstance(self._ledger, NoLedger):
+        if isinstance(self._ledger, NullLedger):
             return
         events = CounterMetricFamily(
             "tween_ledger_events",

@@ -14,7 +14,7 @@ from app.api.auth.roles import needs
 from app.api.health_routes import TheEngine
 from app.api.outcome_routes import TheLedger
 from app.api.telemetry.ledger_metrics import LedgerMetrics
-from app.api.telemetry.request_metrics import Tally
+from app.api.telemetry.request_metrics import RequestTally
 from app.serving.engine import Engine
 from app.serving.executor import gpu_memory
 from app.serving.histogram import Histogram
@@ -28,15 +28,15 @@ async def metrics(request: Request, engine: TheEngine, ledger: TheLedger) -> Res
     """Counters, gauges and histograms in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(EngineMetrics(engine))
-    registry.register(TrafficMetrics(request.app.state.tally))
+    registry.register(RequestCollector(request.app.state.tally))
     registry.register(LedgerMetrics(ledger))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class TrafficMetrics(Collector):
+class RequestCollector(Collector):
     """What was asked over HTTP."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: RequestTally) -> None:
         self._tally = tally
 
     def collect(self) -> Iterator[Metric]:

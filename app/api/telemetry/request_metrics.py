@@ -17,7 +17,7 @@ GONE = 499
 """The status of a caller who hung up; nothing was sent to him. nginx calls it so."""
 
 
-class Tally:
+class RequestTally:
     """What was counted since the start."""
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class Tally:
         histogram.note(seconds)
 
 
-class Traffic:
+class RequestMetrics:
     """Counts every request, until the last byte of its reply."""
 
-    def __init__(self, app: ASGIApp, tally: Tally) -> None:
+    def __init__(self, app: ASGIApp, tally: RequestTally) -> None:
         self._app = app
         self._tally = tally
 

@@ -23,7 +23,7 @@ MOST_CHARACTERS = 200
 """Of each text, or of each half of a pair."""
 
 
-class TextLog:
+class RequestTextLog:
     """Tells the texts of requests and what became of them."""
 
     def __init__(self, app: ASGIApp) -> None:

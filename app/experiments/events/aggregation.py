@@ -40,7 +40,7 @@ Sums = dict[str, float]
 
 
 @dataclass
-class Meeting:
+class UnitPhase:
     """A unit in one phase: its first exposure, and how many there were."""
 
     id: str
@@ -59,7 +59,7 @@ class UnitRecord:
 
     events: int = 0
     """Folded so far: no two states of a record are equal."""
-    meetings: dict[int, Meeting] = field(default_factory=dict)
+    meetings: dict[int, UnitPhase] = field(default_factory=dict)
     outcomes: list[tuple[float, str, float]] = field(default_factory=list)
     """Time, metric, value."""
     surplus: int = 0
@@ -81,7 +81,7 @@ class UnitRecord:
         events, meetings, outcomes, surplus, *uncounted = json.loads(raw)
         return cls(
             events,
-            {int(phase): Meeting(*parts) for phase, parts in meetings.items()},
+            {int(phase): UnitPhase(*parts) for phase, parts in meetings.items()},
             [(at, metric, value) for at, metric, value in outcomes],
             surplus,
             *uncounted,
@@ -139,7 +139,7 @@ def _meet(record: UnitRecord, new: Exposure) -> None:
     known = record.meetings.get(new.phase)
     if known is None or (new.at, new.id) < (known.at, known.id):
         count = known.exposures if known else 0
-        known = Meeting(new.id, new.at, new.arm, new.propensity, new.covariate, count)
+        known = UnitPhase(new.id, new.at, new.arm, new.propensity, new.covariate, count)
         record.meetings[new.phase] = known
     known.exposures += 1
 

@@ -25,12 +25,12 @@ from typing import Protocol, TypeVar, get_args
 
 from app.cluster.redis_client import FAULTS
 from app.cluster.redis_headroom import FOLDED, SENT, Headroom
-from app.errors import ExperimentConflict, RedisAway, SpoolFull, UnknownMetric
+from app.errors import ExperimentConflict, RedisUnavailable, SpoolFull, UnknownMetric
 from app.experiments.events.aggregates import PhaseSums
 from app.experiments.events.aggregation import UNCOUNTED, UnitRecord, Why, contribution, fold
 from app.experiments.events.event import Event, Outcome
 from app.experiments.events.exposure import Exposure
-from app.experiments.events.ledger_store import PERIOD, Change, LedgerStore, period_of
+from app.experiments.events.ledger_store import PERIOD, LedgerStore, LedgerTransaction, period_of
 from app.experiments.events.spool import Segment, Spool
 from app.experiments.events.stored_aggregates import read_sums, read_uncounted
 from app.experiments.events.unmet_units import Admitted, Unmet, waits
@@ -69,7 +69,7 @@ CANCEL_SECONDS = 0.2
 TRIES = 5
 
 
-class Definitions(Protocol):
+class ExperimentDefinitions(Protocol):
     """What this pod knows of experiments."""
 
     def names(self) -> Iterable[str]:
@@ -97,7 +97,7 @@ class EventLedger:
     """Takes note of events and folds them. Lives on one event loop; the disk has a thread of its own."""
 
     def __init__(
-        self, store: LedgerStore, spool: Spool, definitions: Definitions, headroom: Headroom | None = None
+        self, store: LedgerStore, spool: Spool, definitions: ExperimentDefinitions, headroom: Headroom | None = None
     ) -> None:
         """Without `headroom`, events are sent however full Redis is."""
         self.counts: Counter[str] = Counter()
@@ -201,7 +201,7 @@ class EventLedger:
         await written
 
     async def sums(self, name: str) -> list[PhaseSums]:
-        """What has been folded so far, by phase. Raises `RedisAway`."""
+        """What has been folded so far, by phase. Raises `RedisUnavailable`."""
         definition = self._definitions.definition(name)
         if definition is None:
             return []
@@ -212,21 +212,21 @@ class EventLedger:
         return read_sums(fields, definition, self._definitions.shares(name), time.time())
 
     async def uncounted(self, name: str) -> dict[str, int]:
-        """Outcomes so far that count nowhere, by why. Raises `RedisAway`."""
+        """Outcomes so far that count nowhere, by why. Raises `RedisUnavailable`."""
         try:
             return read_uncounted(await self._store.some_sums(name, [f"{UNCOUNTED}/{why}" for why in get_args(Why)]))
         except FAULTS as error:
             raise _away(error) from error
 
     async def latches(self, name: str) -> dict[str, str]:
-        """What reports have said and go on saying, by question. Raises `RedisAway`."""
+        """What reports have said and go on saying, by question. Raises `RedisUnavailable`."""
         try:
             return await self._store.latches(name)
         except FAULTS as error:
             raise _away(error) from error
 
     async def latch(self, name: str, said: Mapping[str, str]) -> None:
-        """Keep what a report said, unless another one has answered the question before. Raises `RedisAway`."""
+        """Keep what a report said, unless another one has answered the question before. Raises `RedisUnavailable`."""
         try:
             await self._store.latch(name, said)
         except FAULTS as error:
@@ -234,14 +234,14 @@ class EventLedger:
 
     async def unmet(self, name: str) -> dict[str, int]:
         """Outcomes that are `waiting` for their unit to be met, and by reason those that were not taken. Raises
-        `RedisAway`."""
+        `RedisUnavailable`."""
         try:
             return await self._store.unmet(name)
         except FAULTS as error:
             raise _away(error) from error
 
     async def records(self, name: str) -> AsyncIterator[tuple[str, UnitRecord]]:
-        """Every unit that was met, in no order. Raises `RedisAway`."""
+        """Every unit that was met, in no order. Raises `RedisUnavailable`."""
         seen: set[str] = set()
         cursor, failures = 0, 0
         while True:
@@ -263,14 +263,14 @@ class EventLedger:
                 return
 
     async def forget(self, name: str, phases: int) -> None:
-        """Delete all that is kept of a deleted experiment, whose last phase this was. Raises `RedisAway`."""
+        """Delete all that is kept of a deleted experiment, whose last phase this was. Raises `RedisUnavailable`."""
         try:
             await self._store.forget(name, phases, period_of(time.time()))
         except FAULTS as error:
             raise _away(error) from error
 
     async def erase(self, name: str, unit: str) -> bool:
-        """Forget a unit, and take what it did off the sums; False if it was not known. Raises `RedisAway`."""
+        """Forget a unit, and take what it did off the sums; False if it was not known. Raises `RedisUnavailable`."""
         definition = self._definitions.definition(name)
         if definition is None:
             return False
@@ -281,7 +281,7 @@ class EventLedger:
                 if raw is None:
                     return known
                 sums = {path: -amount for path, amount in contribution(UnitRecord.decoded(raw), definition).items()}
-                if await self._store.commit(name, Change(units=[(unit, raw.decode(), "", "")], sums=sums)):
+                if await self._store.commit(name, LedgerTransaction(units=[(unit, raw.decode(), "", "")], sums=sums)):
                     return True
         except FAULTS as error:
             raise _away(error) from error
@@ -450,10 +450,10 @@ class EventLedger:
 
     async def _work_out(
         self, name: str, definition: Experiment, entries: list[tuple[str, bytes]]
-    ) -> tuple[Change, Counter[str]]:
+    ) -> tuple[LedgerTransaction, Counter[str]]:
         """What folding these entries changes."""
         counts: Counter[str] = Counter()
-        change = Change(entries=[entry for entry, _ in entries])
+        change = LedgerTransaction(entries=[entry for entry, _ in entries])
         read = [Event.decoded(raw) for _, raw in entries]
         events = [event for event in read if event is not None and event.what.experiment == name]
         events = [event for event in events if not self._is_of_deleted(event)]
@@ -535,5 +535,5 @@ def _is_too_old(event: Event) -> bool:
     return event.received < time.time() - PERIOD
 
 
-def _away(error: BaseException) -> RedisAway:
-    return RedisAway(f"redis does not answer ({type(error).__name__}), and only it knows what has been counted")
+def _away(error: BaseException) -> RedisUnavailable:
+    return RedisUnavailable(f"redis does not answer ({type(error).__name__}), and only it knows what has been counted")

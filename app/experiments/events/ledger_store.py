@@ -143,7 +143,7 @@ many as come."""
 
 
 @dataclass
-class Change:
+class LedgerTransaction:
     """What one fold does, all of it or nothing."""
 
     units: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -214,7 +214,7 @@ class LedgerStore:
         self._ask_for(pipeline, experiment, marks)
         return [any(known) for known in zip(*await pipeline.execute(), strict=True)]
 
-    async def commit(self, experiment: str, change: Change) -> bool:
+    async def commit(self, experiment: str, change: LedgerTransaction) -> bool:
         """Make a change in one step; False, and nothing is changed, if somebody else has folded meanwhile."""
         periods = _around(period for period, _ in change.marks)
         parts = ("units", "sums", "waiting", "events", "unmet", "unmet:by")

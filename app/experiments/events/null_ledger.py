@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from app.errors import RedisAway
+from app.errors import RedisUnavailable
 from app.experiments.events.aggregates import PhaseSums
 from app.experiments.events.aggregation import UnitRecord
 from app.experiments.events.event import Outcome
@@ -15,8 +15,8 @@ from app.experiments.experiment import Experiment
 WHY = "this service has no Redis, and without one experiments are not counted; set REDIS_URL"
 
 
-class NoLedger:
-    """Forgets exposures; raises `RedisAway` for everything else."""
+class NullLedger:
+    """Forgets exposures; raises `RedisUnavailable` for everything else."""
 
     def expose(self, exposure: Exposure) -> None:
         pass
@@ -24,16 +24,16 @@ class NoLedger:
     async def record(
         self, name: str, experiment: Experiment, outcomes: Sequence[Outcome], who: str | None = None
     ) -> Admitted:
-        raise RedisAway(WHY)
+        raise RedisUnavailable(WHY)
 
     async def unmet(self, name: str) -> dict[str, int]:
-        raise RedisAway(WHY)
+        raise RedisUnavailable(WHY)
 
     async def sums(self, name: str) -> list[PhaseSums]:
-        raise RedisAway(WHY)
+        raise RedisUnavailable(WHY)
 
     async def uncounted(self, name: str) -> dict[str, int]:
-        raise RedisAway(WHY)
+        raise RedisUnavailable(WHY)
 
     async def forget(self, name: str, phases: int) -> None:
         """There is nothing to forget."""
@@ -42,11 +42,11 @@ class NoLedger:
         return False
 
     async def latches(self, name: str) -> dict[str, str]:
-        raise RedisAway(WHY)
+        raise RedisUnavailable(WHY)
 
     async def latch(self, name: str, said: Mapping[str, str]) -> None:
-        raise RedisAway(WHY)
+        raise RedisUnavailable(WHY)
 
     async def records(self, name: str) -> AsyncIterator[tuple[str, UnitRecord]]:
-        raise RedisAway(WHY)
+        raise RedisUnavailable(WHY)
         yield

@@ -14,8 +14,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from app.cluster.circuit_breaker import Breaker
-from app.cluster.redis_client import FAULTS, Unavailable
+from app.cluster.circuit_breaker import CircuitBreaker
+from app.cluster.redis_client import FAULTS, RedisCallFailed
 from app.experiments.assignment import can_be_drawn
 from app.experiments.events.event import Outcome
 from app.experiments.events.ledger_store import LedgerStore
@@ -53,7 +53,7 @@ class Unmet:
 
     def __init__(self, store: LedgerStore) -> None:
         self._store = store
-        self._breaker = Breaker()
+        self._breaker = CircuitBreaker()
         self._met: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def met(self, experiment: str, unit: str) -> None:
@@ -98,7 +98,7 @@ class Unmet:
         try:
             answer = await self._store.admit(name, who or "", until, MOST, most_of_one, asked)
         except FAULTS as error:
-            self._breaker.failed(Unavailable.because(error).timed_out)
+            self._breaker.failed(RedisCallFailed.because(error).timed_out)
             return [count for _, count in counts]
         self._breaker.succeeded()
         return answer

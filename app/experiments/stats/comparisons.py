@@ -29,15 +29,15 @@ from app.experiments.stats.estimators import (
 )
 from app.experiments.stats.multiplicity import holm
 from app.experiments.stats.protocol import Amendment
-from app.experiments.stats.regression import Cell
+from app.experiments.stats.regression import RegressionCell
 from app.experiments.stats.report_schema import (
     ArmValue,
     Comparison,
     DoseReport,
     FixedLook,
+    Interval,
     MetricReport,
     PhaseLift,
-    Span,
     Test,
     Verdict,
 )
@@ -171,7 +171,7 @@ def _comparison(context: Context, metric: Metric, name: str, arm: Estimate, cont
         lift=change.value,
         interval=interval,
         relative=change.value / control.value if control.value else None,
-        relative_interval=Span(low=ends[0], high=ends[1]) if ends else None,
+        relative_interval=Interval(low=ends[0], high=ends[1]) if ends else None,
         test=test,
         confidence=1 - alpha,
         critical=critical,
@@ -181,7 +181,7 @@ def _comparison(context: Context, metric: Metric, name: str, arm: Estimate, cont
     )
 
 
-def _verdict(metric: Metric, interval: Span) -> Verdict:
+def _verdict(metric: Metric, interval: Interval) -> Verdict:
     """A guardrail fails (`worse`) where harm beyond its margin is shown, and is `harmless` where it is ruled out."""
     gain = (interval.low, interval.high) if metric.better == "higher" else (-interval.high, -interval.low)
     if metric.role == "guardrail":
@@ -210,8 +210,8 @@ def _too_few(context: Context, metric: Metric, arm: str) -> Verdict | None:
     return None if enough else "too few outcomes"
 
 
-def _span(change: Estimate, critical: float) -> Span:
-    return Span(low=change.value - critical * change.error, high=change.value + critical * change.error)
+def _span(change: Estimate, critical: float) -> Interval:
+    return Interval(low=change.value - critical * change.error, high=change.value + critical * change.error)
 
 
 def _phase_lifts(context: Context, arm: str, by_phase: Sequence[ByArm]) -> list[PhaseLift]:
@@ -286,7 +286,7 @@ def _dose(context: Context, metric: Metric, best: Sequence[ByArm]) -> DoseReport
     if doses is None or metric.role == "guardrail":
         return None
     cells = [
-        Cell(phase.phase, name, one.units, one.value, one.squared_error * one.units)
+        RegressionCell(phase.phase, name, one.units, one.value, one.squared_error * one.units)
         for phase, by_arm in zip(context.phases, best, strict=True)
         for name, one in by_arm.items()
         if name in doses
@@ -296,7 +296,7 @@ def _dose(context: Context, metric: Metric, best: Sequence[ByArm]) -> DoseReport
         return None
     return DoseReport(
         best=found.best,
-        interval=Span(low=found.low, high=found.high),
+        interval=Interval(low=found.low, high=found.high),
         shape=found.shape,
         linear=found.linear,
         quadratic=found.quadratic,

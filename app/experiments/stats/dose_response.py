@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from app.experiments.stats.regression import Cell, Fit, dose_rows, fit
+from app.experiments.stats.regression import RegressionCell, RegressionFit, dose_rows, fit
 from app.weights.auto_recipe import Auto
 from app.weights.recipe import Recipe
 
@@ -76,7 +76,9 @@ def doses_of(recipes: Mapping[str, Recipe | Auto]) -> dict[str, float] | None:
     return doses if len(set(doses.values())) >= FEWEST_DOSES else None
 
 
-def dose_response(cells: Sequence[Cell], doses: Mapping[str, float], higher_is_better: bool = True) -> Dose | None:
+def dose_response(
+    cells: Sequence[RegressionCell], doses: Mapping[str, float], higher_is_better: bool = True
+) -> Dose | None:
     """The curve through arms at these t's; None where the cells cannot tell three t's apart in any phase."""
     found = fit(cells, dose_rows(doses))
     if found is None or not np.any(found.covariance):
@@ -106,12 +108,12 @@ def dose_response(cells: Sequence[Cell], doses: Mapping[str, float], higher_is_b
     )
 
 
-def _misfit_p(found: Fit) -> float | None:
+def _misfit_p(found: RegressionFit) -> float | None:
     return float(chi2.sf(found.misfit, found.degrees)) if found.degrees > 0 else None
 
 
 def _plateau(
-    cells: Sequence[Cell], doses: Mapping[str, float], sign: float, misfit: float
+    cells: Sequence[RegressionCell], doses: Mapping[str, float], sign: float, misfit: float
 ) -> tuple[Shape, float, NDArray[np.float64]] | None:
     """A line that is flat beyond a bend, on its better side, with the bend and its interval; None where a quadratic of
     this misfit is as near, no bend is shown, or arms contradict the line as well. At least two t's lie on the flat

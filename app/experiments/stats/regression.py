@@ -17,7 +17,7 @@ Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Cell:
+class RegressionCell:
     """Units of one arm in one phase: how many, the mean of y, and the variance of y of a single unit."""
 
     phase: int
@@ -28,7 +28,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Fit:
+class RegressionFit:
     """Coefficients and their covariance."""
 
     coefficients: Matrix  # (K,)
@@ -53,7 +53,7 @@ def arm_rows(arms: Sequence[str]) -> dict[str, list[float]]:
     return {arm: [float(arm == other) for other in arms[1:]] for arm in arms}
 
 
-def fit(cells: Sequence[Cell], rows: Mapping[str, list[float]]) -> Fit | None:
+def fit(cells: Sequence[RegressionCell], rows: Mapping[str, list[float]]) -> RegressionFit | None:
     """The fit, or None where the cells cannot tell the coefficients apart.
 
     b = (X'NX)^-1 X'Ny with phase means taken out; covariance (X'NX)^-1 X'N S X (X'NX)^-1, S the variances of units.
@@ -79,4 +79,4 @@ def fit(cells: Sequence[Cell], rows: Mapping[str, list[float]]) -> Fit | None:
     seen = variance > 0
     misfit = float(np.sum(n[seen] * left[seen] ** 2 / variance[seen]))
     degrees = len(cells) - len(set(phases.tolist())) - x.shape[1]
-    return Fit(coefficients, (covariance + covariance.T) / 2, misfit, degrees)
+    return RegressionFit(coefficients, (covariance + covariance.T) / 2, misfit, degrees)

@@ -17,11 +17,11 @@ from app.experiments.stats.report_schema import (
     Amended,
     ArmFigures,
     BanditArm,
+    Interval,
     MetricReport,
     Outlook,
     Report,
     SampleRatio,
-    Span,
 )
 from app.experiments.stats.sequential_tests import ALPHA, looks_at
 from app.weights.auto_recipe import Auto
@@ -293,7 +293,7 @@ def _standing(
             BanditArm(
                 arm=arm.name,
                 estimate=estimate.value if estimate else None,
-                interval=Span(low=estimate.value - reach, high=estimate.value + reach) if estimate else None,
+                interval=Interval(low=estimate.value - reach, high=estimate.value + reach) if estimate else None,
                 probability_best=standing.probability_best if standing else None,
                 expected_loss=standing.expected_loss if standing else None,
                 next_share=shares[arm.name],

@@ -18,7 +18,7 @@ class _Figures(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Span(_Figures):
+class Interval(_Figures):
     """Both ends of an interval."""
 
     low: float
@@ -47,7 +47,7 @@ class FixedLook(_Figures):
     """The textbook test beside it: right for one look at a planned end, wrong when it is looked at again and again."""
 
     label: Literal["fixed horizon: valid for a single look"] = "fixed horizon: valid for a single look"
-    interval: Span
+    interval: Interval
     p: float
 
 
@@ -57,7 +57,7 @@ class Crossing(_Figures):
     at: float = Field(description="seconds since 1970")
     verdict: Verdict
     lift: float
-    interval: Span
+    interval: Interval
     test: Test
 
 
@@ -68,9 +68,9 @@ class Comparison(_Figures):
     arm: str
     verdict: Verdict
     lift: float = Field(description="arm minus control")
-    interval: Span
+    interval: Interval
     relative: float | None = Field(description="lift over control's mean")
-    relative_interval: Span | None = Field(description="by Fieller; null where control's mean may be 0")
+    relative_interval: Interval | None = Field(description="by Fieller; null where control's mean may be 0")
     test: Test
     confidence: float = Field(description="0.95, more where several arms share the error of the deciding metric")
     critical: float = Field(description="standard errors that the interval reaches")
@@ -91,14 +91,14 @@ class PhaseLift(_Figures):
     mean: float
     control: float = Field(description="mean of control in this phase")
     lift: float
-    interval: Span
+    interval: Interval
 
 
 class DoseReport(_Figures):
     """A quadratic over t through all arms, fixed horizon."""
 
     best: float
-    interval: Span
+    interval: Interval
     shape: Literal["top inside", "best at an end", "flat", "flat from", "flat up to"] = Field(
         description="flat from, flat up to: a plateau, and `best` is where it begins or ends"
     )
@@ -165,7 +165,7 @@ class Outlook(_Figures):
 class BanditArm(_Figures):
     arm: str
     estimate: float | None = Field(description="mean weighted by 1 / propensity")
-    interval: Span | None = Field(description="95 %, by a normal; of no use for a test")
+    interval: Interval | None = Field(description="95 %, by a normal; of no use for a test")
     probability_best: float | None = Field(description="null during warm-up")
     expected_loss: float | None
     next_share: float

@@ -11,10 +11,10 @@ from app.experiments.stats.report_schema import (
     ArmFigures,
     BanditArm,
     Comparison,
+    Interval,
     MetricReport,
     Outlook,
     SampleRatio,
-    Span,
 )
 from app.experiments.stats.report_sentences import say
 
@@ -167,7 +167,7 @@ def _named(metric: MetricReport) -> str:
     return metric.metric if metric.unit == "share" else f"{metric.metric} per {metric.per or 'unit'}"
 
 
-def _telling(one: Comparison) -> Span:
+def _telling(one: Comparison) -> Interval:
     """The interval that the verdict comes from."""
     return one.crossed.interval if one.crossed and one.latched else one.interval
 
@@ -200,15 +200,15 @@ def _wait(outlook: Outlook) -> str:
     return ""
 
 
-def _harm(metric: MetricReport, interval: Span) -> Span:
+def _harm(metric: MetricReport, interval: Interval) -> Interval:
     return interval if metric.better == "lower" else _negated(interval)
 
 
-def _negated(interval: Span) -> Span:
-    return Span(low=-interval.high, high=-interval.low)
+def _negated(interval: Interval) -> Interval:
+    return Interval(low=-interval.high, high=-interval.low)
 
 
-def _range(metric: MetricReport, interval: Span) -> str:
+def _range(metric: MetricReport, interval: Interval) -> str:
     scale, name = (100, " points") if metric.unit == "share" else (1, "")
     digits = _digits(metric, interval)
     return f"{scale * interval.low:.{digits}f} to {scale * interval.high:.{digits}f}{name}"
@@ -221,7 +221,7 @@ def _amount(metric: MetricReport, value: float, digits: int | None = None) -> st
     return f"{value:g}" if digits is None else f"{value:.{digits}f}"
 
 
-def _digits(metric: MetricReport, interval: Span) -> int:
+def _digits(metric: MetricReport, interval: Interval) -> int:
     """Enough that both ends can be told apart."""
     width = (interval.high - interval.low) * (100 if metric.unit == "share" else 1)
     digits = 1

@@ -31,7 +31,7 @@ Counts = Sequence[float] | Array
 
 
 @dataclass(frozen=True)
-class Mismatch:
+class SampleRatioCheck:
     """What the counts of units say about the split."""
 
     chi_square_p: float
@@ -44,7 +44,7 @@ class Mismatch:
         return self.p < ALARM
 
 
-def check(phases: Iterable[PhaseSums]) -> Mismatch | None:
+def check(phases: Iterable[PhaseSums]) -> SampleRatioCheck | None:
     """Both checks over all phases; None before the first unit, or with a single arm."""
     statistic, degrees, highest = 0.0, 0, 0.0
     evidence = np.zeros(len(CONCENTRATIONS))
@@ -63,7 +63,7 @@ def check(phases: Iterable[PhaseSums]) -> Mismatch | None:
         evidence = seen[-1]
     if not degrees:
         return None
-    return Mismatch(float(chi2.sf(statistic, degrees)), math.exp(-highest))
+    return SampleRatioCheck(float(chi2.sf(statistic, degrees)), math.exp(-highest))
 
 
 def chi_square(counts: Counts, shares: Counts) -> float:

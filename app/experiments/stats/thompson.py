@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from app.experiments.events.aggregates import Moments, PhaseSums
 from app.experiments.experiment import Experiment, Metric
 from app.experiments.stats.estimators import NOISE, Estimate, share_variance, with_least_error
-from app.experiments.stats.regression import Cell, arm_rows, dose_rows, fit
+from app.experiments.stats.regression import RegressionCell, arm_rows, dose_rows, fit
 
 FLOOR = 0.01
 WARM_UP = 100
@@ -108,7 +108,9 @@ def decisive(experiment: Experiment) -> Metric | None:
     return next(iter(primary + [metric for metric in experiment.metrics if metric.role == "secondary"]), None)
 
 
-def mature_cells(experiment: Experiment, phases: Sequence[PhaseSums], metric: Metric, now: float) -> list[Cell]:
+def mature_cells(
+    experiment: Experiment, phases: Sequence[PhaseSums], metric: Metric, now: float
+) -> list[RegressionCell]:
     """What units did whose window has closed: those first exposed on days that ended a window ago, by phase and arm."""
     cells = []
     for phase in phases:
@@ -127,7 +129,7 @@ def mature_cells(experiment: Experiment, phases: Sequence[PhaseSums], metric: Me
                     if metric.kind == "binary"
                     else max(0.0, squares / units - (total / units) ** 2)
                 )
-                cells.append(Cell(phase.phase, arm.name, units, total / units, variance))
+                cells.append(RegressionCell(phase.phase, arm.name, units, total / units, variance))
     return _with_pooled_variance(cells)
 
 
@@ -136,7 +138,7 @@ def _closed(day: str, now: float, window: float, arm: str, arms: Mapping[str, ob
     return arm in arms and end + window <= now
 
 
-def _with_pooled_variance(cells: Sequence[Cell]) -> list[Cell]:
+def _with_pooled_variance(cells: Sequence[RegressionCell]) -> list[RegressionCell]:
     """One variance for all: of its own, an arm without a single success would have none, and seem perfectly known.
     Where nothing varies within cells, it is that of all units together."""
     units = sum(cell.units for cell in cells)
@@ -146,11 +148,11 @@ def _with_pooled_variance(cells: Sequence[Cell]) -> list[Cell]:
     centre = sum(cell.units * cell.mean for cell in cells) / units
     if pooled <= NOISE * centre**2:
         pooled = sum(cell.units * (cell.mean - centre) ** 2 for cell in cells) / units
-    return [Cell(cell.phase, cell.arm, cell.units, cell.mean, pooled) for cell in cells]
+    return [RegressionCell(cell.phase, cell.arm, cell.units, cell.mean, pooled) for cell in cells]
 
 
 def _draws(
-    cells: Sequence[Cell], arms: Sequence[str], doses: Mapping[str, float] | None, random: np.random.Generator
+    cells: Sequence[RegressionCell], arms: Sequence[str], doses: Mapping[str, float] | None, random: np.random.Generator
 ) -> NDArray[np.float64] | None:
     """Draws of each arm's effect, up to a level that all share; (DRAWS, arms)."""
     rows = dose_rows(doses) if doses else arm_rows(arms)  # a curve learns from arms that are left out, too

@@ -22,7 +22,7 @@ from app.sweep.data.cv_splits import FOLDS, splits
 from app.sweep.sweep_result import Value
 
 
-class Fit(Protocol):
+class SegmentFit(Protocol):
     """What a part of the texts asks for. `scatter` is that of the t's, where they are all of one line."""
 
     @property
@@ -32,7 +32,7 @@ class Fit(Protocol):
     def scatter(self) -> float | None: ...
 
 
-F = TypeVar("F", bound=Fit)
+F = TypeVar("F", bound=SegmentFit)
 
 
 class Choosing(Protocol[F]):

@@ -20,10 +20,10 @@ from scipy.special import softmax
 
 from app.segments.fit.fit_classifier import router_of
 from app.segments.fit.fit_one_line import Losses, Segmented, interval_of, temperatures_around
-from app.segments.fit.partial_pooling import Pooled, pooled_settings
+from app.segments.fit.partial_pooling import PartialPooling, pooled_settings
 from app.segments.fit.segment_texts import SegmentTexts, Weights
 from app.segments.segment_table import SegmentTable, Setting
-from app.sweep.scorer import Scored
+from app.sweep.scorer import ScoreSource
 from app.weights.arena import BASE
 from app.weights.auto_recipe import AUTO
 
@@ -80,7 +80,7 @@ class AcrossVariants:
     chooses = "a variant and its t"
     against = "the best single recipe"
 
-    def __init__(self, texts: SegmentTexts, curves: Mapping[str, Scored]) -> None:
+    def __init__(self, texts: SegmentTexts, curves: Mapping[str, ScoreSource]) -> None:
         """`curves` lead from the base to the variants that they are named by."""
         self.texts = texts
         self.names = (BASE, *curves)
@@ -150,7 +150,7 @@ class AcrossVariants:
         # (K, G, H) of each member
         means = [along[0].means[:, :1], *(losses.means for losses in along)]
         sizes, temperatures = along[0].sizes, along[0].temperatures
-        by: list[Pooled] = [pooled_settings(m, sizes, t, temperatures) for m, t in zip(means, ts, strict=True)]
+        by: list[PartialPooling] = [pooled_settings(m, sizes, t, temperatures) for m, t in zip(means, ts, strict=True)]
         shares, wanted = shares_of(np.stack([pooled.evidence for pooled in by]))
         members = wanted.argmax(axis=0)
         chosen = list(enumerate(members))

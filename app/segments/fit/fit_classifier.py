@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
 
-from app.segments.segment_classifier import BUCKETS, Router, buckets_of
+from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_of
 
 PENALTIES = (1e-5, 1e-4, 1e-3)
 HELD_OUT = 5
@@ -75,6 +75,6 @@ def fit(
     return whole, b
 
 
-def router_of(names: Sequence[str], w: NDArray[np.float64], b: NDArray[np.float64]) -> Router:
+def router_of(names: Sequence[str], w: NDArray[np.float64], b: NDArray[np.float64]) -> SegmentClassifier:
     """As it is served."""
-    return Router(tuple(names), torch.tensor(w, dtype=torch.float32), torch.tensor(b, dtype=torch.float32))
+    return SegmentClassifier(tuple(names), torch.tensor(w, dtype=torch.float32), torch.tensor(b, dtype=torch.float32))

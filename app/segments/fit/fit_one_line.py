@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit, logsumexp
 
-from app.segments.fit.partial_pooling import TEMPERATURES, Pooled, loss_sums, pooled_settings
+from app.segments.fit.partial_pooling import TEMPERATURES, PartialPooling, loss_sums, pooled_settings
 from app.segments.fit.segment_texts import SegmentTexts, Weights
 from app.segments.segment_table import Entropy
 from app.sweep.choose_t import LEVEL
-from app.sweep.scorer import Scored
+from app.sweep.scorer import ScoreSource
 from app.sweep.temperature_scaling import HIGHEST, LOWEST, fitted_beta
 
 Settings = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -59,7 +59,7 @@ class Fitted:
     t: float
     temperature: float
     interval: tuple[float, float]
-    by_segment: Pooled
+    by_segment: PartialPooling
     temperatures_at_t: NDArray[np.float64]
     router: Weights
     entropy: Entropy
@@ -78,7 +78,7 @@ class Segmented:
     chooses = "a t"
     against = "one t"
 
-    def __init__(self, texts: SegmentTexts, curve: Scored) -> None:
+    def __init__(self, texts: SegmentTexts, curve: ScoreSource) -> None:
         self.texts = texts
         self.ts = curve.ts
         self.logits = np.concatenate([curve.logits(d, curve.ts) for d in range(len(texts.datasets))], axis=1)

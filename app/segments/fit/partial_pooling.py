@@ -34,7 +34,7 @@ ROUNDS = 400
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PartialPooling:
     """For K segments: posterior means of t and T (K,), and the interval of t (K, 2). `scatter` is s of the t's.
 
     `evidence` (K,) is the log of how likely each segment's labels are along this line, whatever its t and T are.
@@ -64,7 +64,7 @@ def loss_sums(
 
 def pooled_settings(
     losses: NDArray[np.float64], sizes: NDArray[np.float64], ts: NDArray[np.float64], temperatures: NDArray[np.float64]
-) -> Pooled:
+) -> PartialPooling:
     """From mean losses (K, G, H) of segments with so many independent texts (K,); a segment of size 0 says nothing."""
     likelihood = -losses * sizes[:, None, None]
     log_t = np.log(temperatures)
@@ -89,7 +89,7 @@ def pooled_settings(
     share = np.exp(joint - evidence[:, None, None])  # (K, G, H)
     t = share.sum(axis=2) @ ts
     along = logsumexp(likelihood + _normal(log_t, found[2], float(np.exp(found[3]))), axis=2)
-    return Pooled(
+    return PartialPooling(
         t=t,
         temperature=np.exp(share.sum(axis=1) @ log_t),
         interval=_intervals(along, ts, t),

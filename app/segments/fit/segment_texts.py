@@ -15,7 +15,7 @@ from scipy.special import softmax
 from app.errors import BadData
 from app.segments.fit.fit_classifier import fit, fitted_penalty, hashed
 from app.sweep.data.dataset import Dataset
-from app.sweep.data.weighted_pool import Pool
+from app.sweep.data.weighted_pool import WeightedPool
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 """W (BUCKETS, K) and b (K,) of a router."""
@@ -29,7 +29,7 @@ class SegmentTexts:
     """
 
     def __init__(self, datasets: Sequence[Dataset], shares: Sequence[float]) -> None:
-        pool = Pool.of(datasets, shares)
+        pool = WeightedPool.of(datasets, shares)
         if len(datasets) == 1 and datasets[0].segments is None:
             raise BadData(f"{datasets[0].name}: cannot tell which column holds the segment; name it by --segment")
         if pool.groups is None or len(pool.group_names) < 2:

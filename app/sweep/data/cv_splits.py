@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.sweep.data.weighted_pool import Pool
+from app.sweep.data.weighted_pool import WeightedPool
 
 FOLDS = 5
 REPEATS = 5
@@ -21,7 +21,7 @@ class Split:
     test: NDArray[np.bool_]
 
 
-def splits(pool: Pool, folds: int = FOLDS, repeats: int = REPEATS, seed: int = 0) -> list[list[Split]]:
+def splits(pool: WeightedPool, folds: int = FOLDS, repeats: int = REPEATS, seed: int = 0) -> list[list[Split]]:
     """For each repeat, splits whose test parts do not overlap.
 
     Every text is tested once per repeat. With times there is one repeat: each part after the first judges what was
@@ -32,7 +32,7 @@ def splits(pool: Pool, folds: int = FOLDS, repeats: int = REPEATS, seed: int = 0
     return [_at_random(pool, folds, np.random.default_rng((seed, repeat))) for repeat in range(repeats)]
 
 
-def _at_random(pool: Pool, folds: int, rng: np.random.Generator) -> list[Split]:
+def _at_random(pool: WeightedPool, folds: int, rng: np.random.Generator) -> list[Split]:
     fold_of = np.empty(pool.clusters.max() + 1, dtype=np.int64)
     for stratum in range(pool.strata.max() + 1):
         clusters = np.unique(pool.clusters[pool.strata == stratum])
@@ -42,7 +42,7 @@ def _at_random(pool: Pool, folds: int, rng: np.random.Generator) -> list[Split]:
     return [Split(fold != f, fold == f) for f in used]
 
 
-def _by_time(pool: Pool, folds: int) -> list[Split]:
+def _by_time(pool: WeightedPool, folds: int) -> list[Split]:
     assert pool.order is not None
     part = np.empty(len(pool), dtype=np.int64)
     for stratum in range(pool.strata.max() + 1):

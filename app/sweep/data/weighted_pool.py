@@ -16,7 +16,7 @@ CHUNK = 200
 
 
 @dataclass(frozen=True)
-class Pool:
+class WeightedPool:
     """Texts of one or more data sets, side by side.
 
     `weights` (N,) add up to 1: a data set's share does not depend on how many texts it has. `strata` numbers the data
@@ -32,7 +32,7 @@ class Pool:
     order: NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, datasets: Sequence[Dataset], shares: Sequence[float] | None = None) -> Pool:
+    def of(cls, datasets: Sequence[Dataset], shares: Sequence[float] | None = None) -> WeightedPool:
         """All texts of the data sets; a data set of share 2 counts as much as two of share 1."""
         shares = [1.0] * len(datasets) if shares is None else shares
         weights = [np.full(len(d), s / len(d)) for d, s in zip(datasets, shares, strict=True)]

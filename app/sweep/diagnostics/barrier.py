@@ -17,12 +17,12 @@ from scipy.special import softmax
 
 from app.sweep.choose_t import interval
 from app.sweep.data.dataset import Dataset
-from app.sweep.data.weighted_pool import DRAWS, Pool
+from app.sweep.data.weighted_pool import DRAWS, WeightedPool
 from app.sweep.logits.interpolation import Check
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_cache import Passes
-from app.sweep.logits.logit_curve import Curve
-from app.sweep.metrics_of_t import METRICS, Outcome
+from app.sweep.logits.logit_cache import LogitCache
+from app.sweep.logits.logit_curve import LogitCurve
+from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.sweep.sweep_result import Value
 
 TOLERATED = 0.02
@@ -58,14 +58,14 @@ class Barrier:
     sentence: str
 
 
-def barrier(line: Line, dataset: Dataset, passes: Passes, draws: int = DRAWS, seed: int = 0) -> Barrier:
+def barrier(line: Line, dataset: Dataset, passes: LogitCache, draws: int = DRAWS, seed: int = 0) -> Barrier:
     """Measure it; as few passes as a sweep costs."""
-    curve = Curve(line, [dataset.texts], passes)
+    curve = LogitCurve(line, [dataset.texts], passes)
     labelled = dataset.labels is not None
     if not labelled:
         dataset = replace(dataset, labels=_answers_of_the_ends(curve))
-    ts, pool = curve.ts, Pool.of([dataset])
-    outcome = Outcome(curve.logits(0, ts), pool.labels)
+    ts, pool = curve.ts, WeightedPool.of([dataset])
+    outcome = ScoredTexts(curve.logits(0, ts), pool.labels)
     parts = np.concatenate([METRICS[name].parts(outcome) for name in ("loss", "accuracy")], axis=-1)  # (G, N, 2)
     parts[..., 1] = 1 - parts[..., 1]
     means = pool.mean(parts)
@@ -91,7 +91,7 @@ def barrier(line: Line, dataset: Dataset, passes: Passes, draws: int = DRAWS, se
     return replace(found, sentence=_sentence(found))
 
 
-def _answers_of_the_ends(curve: Curve) -> NDArray[np.int64]:
+def _answers_of_the_ends(curve: LogitCurve) -> NDArray[np.int64]:
     """The likeliest label by the mean of both ends' probabilities, (N,)."""
     mean = softmax(curve.true(0, 0.0), axis=1) + softmax(curve.true(0, 1.0), axis=1)
     return np.asarray(mean.argmax(axis=1))

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from app.sweep.choose_t import interval
 from app.sweep.data.dataset import Dataset
-from app.sweep.data.weighted_pool import Pool
+from app.sweep.data.weighted_pool import WeightedPool
 from app.sweep.diagnostics.perturbations import PERTURBATIONS, perturbed
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_cache import Passes
+from app.sweep.logits.logit_cache import LogitCache
 from app.sweep.sweep_result import Steadiness, Value
 from app.weights.recipe import Recipe
 
@@ -29,11 +29,11 @@ Attack = Callable[[Sequence[str], NDArray[np.int64], Recipe], NDArray[np.float32
 
 
 def robustness(
-    line: Line, dataset: Dataset, ts: Sequence[float], passes: Passes, seed: int = 0, attack: Attack | None = None
+    line: Line, dataset: Dataset, ts: Sequence[float], passes: LogitCache, seed: int = 0, attack: Attack | None = None
 ) -> dict[str, list[Steadiness]]:
     """By perturbation, at each t; with an `attack`, that one too, under the name ATTACK."""
     sample = _sample(dataset, seed)
-    pool = Pool.of([sample])
+    pool = WeightedPool.of([sample])
     changed = {name: [perturbed(text, name, seed) for text in sample.texts] for name in PERTURBATIONS}
     passes.expect((1 + len(changed)) * len(ts) * len(sample))
     found: dict[str, list[Steadiness]] = {name: [] for name in (*changed, *([ATTACK] if attack else []))}
@@ -55,7 +55,9 @@ def _sample(dataset: Dataset, seed: int) -> Dataset:
     return dataset.subset(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:MOST_TEXTS]))
 
 
-def _steadiness(t: float, plain: NDArray[np.int64], now: NDArray[np.int64], pool: Pool, seed: int) -> Steadiness:
+def _steadiness(
+    t: float, plain: NDArray[np.int64], now: NDArray[np.int64], pool: WeightedPool, seed: int
+) -> Steadiness:
     parts = np.stack([now != plain, now == pool.labels], axis=-1)[None].astype(np.float64)  # (1, N, 2)
     flips, accuracy = pool.mean(parts)[0]
     low, high = interval(pool.resampled(parts, seed=seed)[:, 0])

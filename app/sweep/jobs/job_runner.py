@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from app.serving.background_inference import Errands
+from app.serving.background_inference import BackgroundInference
 from app.sweep.logits.logit_cache import Asked
 from app.weights.recipe import Recipe
 
@@ -28,7 +28,7 @@ class JobRunner(Protocol):
 class LocalRunner:
     """In this pod, whenever callers leave it time."""
 
-    def __init__(self, errands: Errands) -> None:
+    def __init__(self, errands: BackgroundInference) -> None:
         self._errands = errands
 
     async def begin(self, chunks: Sequence[Asked]) -> None:

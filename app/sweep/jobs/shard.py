@@ -20,7 +20,7 @@ from app.sweep.jobs.sweep_store import SweepStore
 from app.sweep.logits.local_provider import LocalProvider
 from app.sweep.logits.logit_cache import chunks_of, digest_of
 from app.sweep.logits.logit_curve import planned
-from app.sweep.sweep_spec import Question
+from app.sweep.sweep_spec import SweepSpec
 from app.weights.recipe import Recipe
 
 PATIENCE_SECONDS = 300.0
@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 300.0
 LOOK_SECONDS = 0.2
 
 
-class Share:
+class Shard:
     """One process's share of a sweep; to the one that collects, a provider of what all of them have run."""
 
     def __init__(self, text: str, provider: LocalProvider, store: SweepStore) -> None:
@@ -47,7 +47,7 @@ class Share:
     def collects(self) -> bool:
         return self.index == self.count - 1
 
-    def run(self, question: Question) -> int:
+    def run(self, question: SweepSpec) -> int:
         """Run this share, unless it is stored; gives how many chunks it has."""
         chunks = [
             (chunk, question.line.at(t))

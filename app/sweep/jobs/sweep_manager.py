@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
-from app.errors import NotDone, Overloaded, RedisAway, TweenError, UnknownSweep
+from app.errors import NotDone, Overloaded, RedisUnavailable, TweenError, UnknownSweep
 from app.sweep.jobs.job_runner import JobRunner
-from app.sweep.jobs.sweep_process import Done, Foreseen, Logits, Progress, Refused, Wants, start
-from app.sweep.jobs.sweep_state import State
-from app.sweep.jobs.sweep_store import LEASE_SECONDS, Heard, SweepStore
+from app.sweep.jobs.sweep_process import Done, Foreseen, Logits, Progress, SweepRefused, Wants, start
+from app.sweep.jobs.sweep_state import SweepState
+from app.sweep.jobs.sweep_store import LEASE_SECONDS, PublishResult, SweepStore
 from app.sweep.logits.logit_cache import digest_of
-from app.sweep.sweep_order import Facts, Order, question_of
+from app.sweep.sweep_order import BankFacts, SweepOrder, question_of
 from app.weights.recipe import Cookbook, Recipe
 
 log = logging.getLogger(__name__)
@@ -59,20 +59,20 @@ class _Job:
     `here`: what this pod knows of it is the newest there is. `told`: Redis knows of it.
     """
 
-    order: Order
-    state: State
+    order: SweepOrder
+    state: SweepState
     here: bool = True
     told: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Sweeps:
+class SweepManager:
     """Orders in, states out."""
 
     def __init__(
         self,
-        facts: Facts,
+        facts: BankFacts,
         fingerprint: str,
         name_of: Callable[[Recipe], str],
         runner: JobRunner | None,
@@ -108,13 +108,13 @@ class Sweeps:
 
     # -- what is asked of them ---------------------------------------------------------------------------------
 
-    async def submit(self, order: Order) -> State:
+    async def submit(self, order: SweepOrder) -> SweepState:
         """Put a sweep in line. Raises what `question_of` raises, and `Overloaded` when the line is full."""
         await asyncio.to_thread(question_of, order, self._facts, self._most_texts)
         waiting = await self._waiting()
         if waiting >= self._most_waiting:
             raise Overloaded(f"{waiting} sweeps are waiting, and no more may; try again later", retry_after=LATER)
-        job = _Job(order, State(secrets.token_hex(8), self._fingerprint, time.time()))
+        job = _Job(order, SweepState(secrets.token_hex(8), self._fingerprint, time.time()))
         self._jobs[job.state.id] = job
         await self._tell_of(job)
         self._ordered.set()
@@ -123,13 +123,13 @@ class Sweeps:
     async def _waiting(self) -> int:
         """How many sweeps nobody works on yet."""
         if self._store is not None:
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 documents = await self._store.states(await self._store.waiting())
-                return sum(State.load(document).status == "queued" for document in documents if document)
+                return sum(SweepState.load(document).status == "queued" for document in documents if document)
         return sum(job.state.status == "queued" for job in self._jobs.values())
 
-    async def get(self, sweep: str) -> State:
-        """What is known of a sweep; raises `UnknownSweep`, or `RedisAway` where only Redis would know."""
+    async def get(self, sweep: str) -> SweepState:
+        """What is known of a sweep; raises `UnknownSweep`, or `RedisUnavailable` where only Redis would know."""
         job = self._jobs.get(sweep)
         if job is not None and (job.here or self._store is None):
             return job.state
@@ -137,28 +137,28 @@ class Sweeps:
             try:
                 (document,) = await self._store.states([sweep])
                 if document is not None:
-                    state = State.load(document)
+                    state = SweepState.load(document)
                     result = await self._store.file(sweep, RESULT) if state.status == "done" else None
                     return replace(state, result=json.loads(result)) if result else state
-            except RedisAway:
+            except RedisUnavailable:
                 if job is None:
                     raise
         if job is None:
             raise UnknownSweep(f"there is no sweep {sweep[:64]!r}; GET /v1/sweeps lists those that there are")
         return job.state
 
-    async def all(self) -> list[State]:
+    async def all(self) -> list[SweepState]:
         """The newest sweeps, without their results."""
         known = {sweep: job.state for sweep, job in self._jobs.items()}
         if self._store is not None:
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 for document in await self._store.states((await self._store.all())[:LISTED]):
-                    state = State.load(document) if document else None
+                    state = SweepState.load(document) if document else None
                     if state and not (state.id in self._jobs and self._jobs[state.id].here):
                         known[state.id] = state
         return sorted(known.values(), key=lambda state: state.created, reverse=True)[:LISTED]
 
-    async def follow(self, sweep: str, version: int = 0) -> AsyncIterator[State | None]:
+    async def follow(self, sweep: str, version: int = 0) -> AsyncIterator[SweepState | None]:
         """What is known of a sweep, now and after every change, if it is newer than `version`; None for no news. Ends
         with the sweep."""
         state = await self.get(sweep)
@@ -173,10 +173,10 @@ class Sweeps:
             if state.has_ended:
                 return
             await asyncio.sleep(FOLLOW_SECONDS)
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 state = await self.get(sweep)
 
-    async def cancel(self, sweep: str) -> State:
+    async def cancel(self, sweep: str) -> SweepState:
         """End a sweep; one that has ended stays as it is. Raises as `get` does."""
         state = await self.get(sweep)
         if state.has_ended:
@@ -185,7 +185,7 @@ class Sweeps:
         if job is not None:
             job.cancelled.set()
         if self._store is not None:
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 await self._store.cancel(sweep)
                 if await self._store.claim(sweep, self._pod):  # nobody works on it, and nobody needs to
                     job = await self._adopted(self._store, sweep, state)
@@ -230,7 +230,7 @@ class Sweeps:
             if job.here and not job.told:
                 await self._tell_of(job)
         if self._store is not None:
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 await self._catch_up(self._store)
                 return await self._claimed(self._store)
         return next((job for job in self._jobs.values() if job.state.status == "queued"), None)
@@ -240,12 +240,12 @@ class Sweeps:
         elsewhere = [sweep for sweep, job in self._jobs.items() if not job.here and not job.state.has_ended]
         for sweep, document in zip(elsewhere, await store.states(elsewhere), strict=True):
             if document:
-                self._jobs[sweep].state = State.load(document)
+                self._jobs[sweep].state = SweepState.load(document)
 
     async def _claimed(self, store: SweepStore) -> _Job | None:
         waiting = await store.waiting()
         for sweep, document in zip(waiting, await store.states(waiting), strict=True):
-            state = State.load(document) if document else None
+            state = SweepState.load(document) if document else None
             if state is None:
                 await store.drop(sweep)
             elif state.bank == self._fingerprint and await store.claim(sweep, self._pod):
@@ -254,16 +254,16 @@ class Sweeps:
                     return job
         return None
 
-    async def _adopted(self, store: SweepStore, sweep: str, state: State) -> _Job | None:
+    async def _adopted(self, store: SweepStore, sweep: str, state: SweepState) -> _Job | None:
         """The sweep as this pod's own, unless there is nothing left to do."""
         (document,) = await store.states([sweep])  # again: it may have ended before it was claimed
-        state = State.load(document) if document else state
+        state = SweepState.load(document) if document else state
         known = self._jobs.get(sweep)
         asked = None if known else await store.order(sweep)
         if state.has_ended or (known is None and asked is None):
             await store.end(sweep, self._pod)
             return None
-        job = known or _Job(Order.of(json.loads(asked or b"")), state)
+        job = known or _Job(SweepOrder.of(json.loads(asked or b"")), state)
         job.state, job.here, job.told = state, True, True
         self._jobs[sweep] = job
         if await store.is_cancelled(sweep):
@@ -294,9 +294,9 @@ class Sweeps:
             heard = (await asyncio.gather(conversation, beat, return_exceptions=True))[1]
             if outcome is not None:
                 await self._end(job, **outcome)
-            elif heard is Heard.CANCEL:
+            elif heard is PublishResult.CANCEL:
                 await self._end(job, status="cancelled")
-            elif heard is Heard.LOST:
+            elif heard is PublishResult.LOST:
                 log.warning("sweep %s: another pod works on it now", job.state.id)
             elif isinstance(heard, Exception):
                 log.error("sweep %s cannot go on", job.state.id, exc_info=heard)
@@ -322,7 +322,7 @@ class Sweeps:
                 elif isinstance(want, Done):
                     job.files = {**want.files, RESULT: json.dumps(want.result).encode()}
                     return {"status": "done", "result": want.result}
-                elif isinstance(want, Refused):
+                elif isinstance(want, SweepRefused):
                     return {"status": "failed", "error": want.sentence}
         except TweenError as error:
             return {"status": "failed", "error": str(error)}
@@ -345,25 +345,25 @@ class Sweeps:
         name = f"{self._name_of(recipe)}-{digest_of(want.texts)}"
         size = len(want.texts) * len(self._facts.labels) * 4
         if self._store is not None and not runner.has_begun(want.texts, recipe):
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 found = await self._store.logits(name)
                 if found is not None and len(found) == size:
                     return found, True
         logits = await runner.logits(want.texts, recipe)
         if self._store is not None:
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 await self._store.keep_logits(name, logits)
         return logits, False
 
-    async def _beat(self, job: _Job) -> Heard:
+    async def _beat(self, job: _Job) -> PublishResult:
         """Tell Redis of a sweep again and again; ends when somebody wants it to end, or when another pod has it."""
         while not job.cancelled.is_set():
             heard = await self._tell_of(job)
-            if heard in (Heard.CANCEL, Heard.LOST):
+            if heard in (PublishResult.CANCEL, PublishResult.LOST):
                 return heard
             with suppress(TimeoutError):
                 await asyncio.wait_for(job.cancelled.wait(), BEAT_SECONDS)
-        return Heard.CANCEL
+        return PublishResult.CANCEL
 
     async def _end(self, job: _Job, **how: object) -> None:
         job.state = job.state.but(ended=time.time(), **how)
@@ -377,16 +377,16 @@ class Sweeps:
         """This pod stops: whoever looks next may go on at once."""
         job.state = job.state.but(status="queued", starts=job.state.starts - 1)
         if self._store is not None:
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 await self._store.publish(job.state.id, self._pod, job.state.dump())
                 await self._store.release(job.state.id, self._pod)
 
-    async def _tell_of(self, job: _Job) -> Heard | None:
+    async def _tell_of(self, job: _Job) -> PublishResult | None:
         """Bring Redis up to date; None if there is none that answers, or nothing to hear."""
         try:
             heard = await self._written(job, self._store) if self._store is not None else None
             shared = self._store is not None
-        except RedisAway as reason:
+        except RedisUnavailable as reason:
             if job.state.shared:
                 log.warning("sweep %s is known to this pod alone: %s", job.state.id, reason)
             heard, shared, job.told = None, False, False
@@ -394,7 +394,7 @@ class Sweeps:
             job.state = job.state.but(shared=shared)
         return heard
 
-    async def _written(self, job: _Job, store: SweepStore) -> Heard | None:
+    async def _written(self, job: _Job, store: SweepStore) -> PublishResult | None:
         state = replace(job.state, shared=True)
         if not job.told:
             await store.add(state.id, state.created, json.dumps(job.order.values).encode(), state.dump())
@@ -405,10 +405,10 @@ class Sweeps:
         if state.has_ended:
             await store.keep_files(state.id, job.files)
         heard = await store.publish(state.id, self._pod, state.dump())
-        if heard is Heard.LOST:
+        if heard is PublishResult.LOST:
             job.here = False
         elif state.has_ended:
             await store.end(state.id, self._pod)
-        elif heard is Heard.FORGOTTEN:
+        elif heard is PublishResult.FORGOTTEN:
             await store.add(state.id, state.created, json.dumps(job.order.values).encode(), state.dump())
         return heard

@@ -26,11 +26,11 @@ from app.blocked_signals import sigterm_blocked
 from app.errors import TweenError
 from app.sweep.diagnostics.robustness import TS, robustness
 from app.sweep.layer_ramp import swept
-from app.sweep.logits.logit_cache import Asked, MemoryStore, Passes
+from app.sweep.logits.logit_cache import Asked, LogitCache, MemoryLogitStore
 from app.sweep.multi_variant import towards_the_best_mix
 from app.sweep.report import ramp_plot, sweep_report
-from app.sweep.sweep_order import Facts, Order, question_of
-from app.sweep.sweep_result import Findings
+from app.sweep.sweep_order import BankFacts, SweepOrder, question_of
+from app.sweep.sweep_result import SweepResult
 from app.weights.recipe import Recipe
 
 NICE = 10
@@ -72,13 +72,13 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Refused:
+class SweepRefused:
     """The end: a sentence for whoever asked."""
 
     sentence: str
 
 
-Wants = Progress | Foreseen | Logits | Done | Refused
+Wants = Progress | Foreseen | Logits | Done | SweepRefused
 
 
 def start() -> tuple[subprocess.Popen[bytes], Connection]:
@@ -117,14 +117,14 @@ def work(pipe: Connection) -> None:
     """One sweep, told through the pipe."""
     values, facts = pipe.recv()
     try:
-        found = answer(Order.of(values), Facts(**facts), pipe)
+        found = answer(SweepOrder.of(values), BankFacts(**facts), pipe)
         files = dict(_files(found))  # first, because it may add a warning
         pipe.send(Done(result_of(found), files))
     except TweenError as error:
-        pipe.send(Refused(str(error)))
+        pipe.send(SweepRefused(str(error)))
 
 
-def answer(order: Order, facts: Facts, pipe: Connection) -> Findings:
+def answer(order: SweepOrder, facts: BankFacts, pipe: Connection) -> SweepResult:
     """What the order's question comes to, with the server's logits."""
 
     def tell(done: int, expected: int) -> None:
@@ -135,7 +135,7 @@ def answer(order: Order, facts: Facts, pipe: Connection) -> Findings:
 
     question = question_of(order, facts)
     distant = _Distant(pipe, len(facts.labels))
-    passes = Passes(distant, MemoryStore(), tell, foresee)
+    passes = LogitCache(distant, MemoryLogitStore(), tell, foresee)
     direction = None
     if len(order.variants) > 1 and not order.line:
         line, direction = towards_the_best_mix(question, order.variants, passes)
@@ -149,7 +149,7 @@ def answer(order: Order, facts: Facts, pipe: Connection) -> Findings:
     return found
 
 
-def result_of(found: Findings) -> dict[str, Any]:
+def result_of(found: SweepResult) -> dict[str, Any]:
     """The part of it that a reply shows: a row of the curve for each t and data set."""
     best = found.best
     curve = [
@@ -177,7 +177,7 @@ def result_of(found: Findings) -> dict[str, Any]:
     }
 
 
-def _files(found: Findings) -> Mapping[str, bytes]:
+def _files(found: SweepResult) -> Mapping[str, bytes]:
     """The report; where there is nothing to draw with, its figures. Where the disk takes no files there are none: the
     answer is in memory, and is worth more than its pictures."""
     try:

@@ -11,7 +11,7 @@ ENDED = ("done", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
-class State:
+class SweepState:
     """`version` grows with every change. Times are in seconds since 1970; `texts_done` of `texts_expected` are passed.
 
     `bank` is the fingerprint of the bank that is asked about, `starts` how many pods have worked on it, and `shared`
@@ -43,7 +43,7 @@ class State:
             return 1.0
         return min(0.99, self.texts_done / self.texts_expected) if self.texts_expected else 0.0
 
-    def but(self, **changes: Any) -> State:
+    def but(self, **changes: Any) -> SweepState:
         """The next version."""
         return replace(self, version=self.version + 1, **changes)
 
@@ -52,6 +52,6 @@ class State:
         return json.dumps({**asdict(self), "result": None}).encode()
 
     @classmethod
-    def load(cls, document: bytes) -> State:
+    def load(cls, document: bytes) -> SweepState:
         """What `dump` has written."""
         return cls(**json.loads(document))

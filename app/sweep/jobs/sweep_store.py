@@ -23,8 +23,8 @@ from collections.abc import Awaitable, Mapping, Sequence
 from enum import Enum
 from typing import Any, cast
 
-from app.cluster.redis_client import Client, Unavailable
-from app.errors import RedisAway
+from app.cluster.redis_client import RedisCallFailed, RedisClient
+from app.errors import RedisUnavailable
 
 LEASE_SECONDS = 5.0
 """After which a pod that was not heard of is taken for dead."""
@@ -40,7 +40,7 @@ return 'kept'
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
-class Heard(Enum):
+class PublishResult(Enum):
     """What Redis says to a pod that tells of its sweep: go on, end it, another has it, or that Redis had forgotten who
     works on it, and perhaps everything else."""
 
@@ -51,9 +51,9 @@ class Heard(Enum):
 
 
 class SweepStore:
-    """The sweeps of one namespace. Every method raises `RedisAway` when Redis does not answer or refuses."""
+    """The sweeps of one namespace. Every method raises `RedisUnavailable` when Redis does not answer or refuses."""
 
-    def __init__(self, client: Client, namespace: str, ttl: int) -> None:
+    def __init__(self, client: RedisClient, namespace: str, ttl: int) -> None:
         """Everything is forgotten `ttl` seconds after it was written."""
         self._client = client
         self._prefix = f"{namespace}:{{sweeps}}"
@@ -94,11 +94,11 @@ class SweepStore:
         taken = await self._call("set", self._key("lease", sweep), pod, nx=True, px=int(LEASE_SECONDS * 1000))
         return bool(taken)
 
-    async def publish(self, sweep: str, pod: str, state: bytes) -> Heard:
+    async def publish(self, sweep: str, pod: str, state: bytes) -> PublishResult:
         """Tell of a sweep that this pod works on, and renew the lease."""
         keys = [self._key(part, sweep) for part in ("lease", "state", "cancel")]
         said = await self._call("eval", PUBLISH, 3, *keys, pod, int(LEASE_SECONDS * 1000), state, self._ttl)
-        return Heard(said.decode())
+        return PublishResult(said.decode())
 
     async def keep_files(self, sweep: str, files: Mapping[str, bytes]) -> None:
         """Keep files of a report, before the state says that it is done."""
@@ -161,5 +161,7 @@ class SweepStore:
             return await self._client.call(
                 lambda redis: cast(Awaitable[Any], getattr(redis, name)(*arguments, **options))
             )
-        except Unavailable as error:
-            raise RedisAway(f"redis does not answer or refuses ({error}), and only it knows of other pods") from error
+        except RedisCallFailed as error:
+            raise RedisUnavailable(
+                f"redis does not answer or refuses ({error}), and only it knows of other pods"
+            ) from error

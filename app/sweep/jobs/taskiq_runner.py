@@ -24,7 +24,7 @@ from taskiq_redis import RedisStreamBroker
 
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
-from app.errors import BadSettings, RedisAway, WorkerLost
+from app.errors import BadSettings, RedisUnavailable, WorkerLost
 from app.sweep.jobs.sweep_store import SweepStore
 from app.sweep.logits.local_provider import LocalProvider
 from app.sweep.logits.logit_cache import Asked, digest_of
@@ -80,7 +80,7 @@ class TaskiqRunner:
         self._task = broker.register_task(_left_to_workers, task_name=TASK)
 
     async def begin(self, chunks: Sequence[Asked]) -> None:
-        with suppress(RedisAway):
+        with suppress(RedisUnavailable):
             for texts, recipe in chunks:
                 name = self._name(texts, recipe)
                 if name not in self._asked and await self._store.logits(name) is None:
@@ -90,7 +90,7 @@ class TaskiqRunner:
         return self._name(texts, recipe) in self._asked
 
     async def logits(self, texts: Sequence[str], recipe: Recipe) -> bytes:
-        """Raises `WorkerLost` if no worker gives them though they were asked for twice, and `RedisAway`."""
+        """Raises `WorkerLost` if no worker gives them though they were asked for twice, and `RedisUnavailable`."""
         name = self._name(texts, recipe)
         for _ in range(2):
             if name not in self._asked:
@@ -111,13 +111,13 @@ class TaskiqRunner:
         try:
             await self._task.kiq(name, digest, recipe)
         except SendTaskError as error:
-            raise RedisAway("redis does not answer or refuses, so no worker can be asked for a pass") from error
+            raise RedisUnavailable("redis does not answer or refuses, so no worker can be asked for a pass") from error
 
     async def _awaited(self, name: str) -> bytes | None:
         """The logits when they are there; None when patience is at its end."""
         started = nudged = time.monotonic()
         while time.monotonic() - started < self._patience:
-            with suppress(RedisAway):
+            with suppress(RedisUnavailable):
                 found = await self._store.logits(name)
                 if found is not None:
                     return found

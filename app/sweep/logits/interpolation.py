@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Interpolation:
     """The polynomial of total degree `degree` that fits the values at `nodes` (K, D) best, by least squares.
 
     With as many nodes as coefficients it goes through them: in one dimension it is Lagrange's.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
-from app.models.tokenizer import TextEncoder
+from app.models.tokenizer import TextTokenizer
 from app.weights import geometry
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook, Recipe
@@ -22,7 +22,7 @@ class LocalProvider:
     def __init__(self, bank: Bank, max_tokens: int) -> None:
         self.bank = bank
         self.cookbook = Cookbook(bank.variants)
-        self._encoder = TextEncoder(bank.tokenizer, bank.config, max_tokens)
+        self._encoder = TextTokenizer(bank.tokenizer, bank.config, max_tokens)
         self._classifier = Classifier(bank)
         self._slot = bank.arena.new_vector()
         self._built: Recipe | None = None

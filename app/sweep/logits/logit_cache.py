@@ -1,7 +1,7 @@
 """Forward passes over a data set, made once: the logits of a blend on some texts are kept under its key and theirs.
 
-This is the seam between choosing t and whatever runs models: a `Provider` gives logits, a `Store` keeps them. Another
-metric, another lambda or another run after a crash asks the store first and costs no pass.
+This is the seam between choosing t and whatever runs models: a `LogitProvider` gives logits, a `LogitStore` keeps them.
+Another metric, another lambda or another run after a crash asks the store first and costs no pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 """Called with the texts done and the texts expected. It may raise to end the sweep; finished passes stay stored."""
 
 
-class Provider(Protocol):
+class LogitProvider(Protocol):
     """Runs texts through a blend."""
 
     def key(self, recipe: Recipe) -> str:
@@ -42,7 +42,7 @@ class Provider(Protocol):
         ...
 
 
-class Store(Protocol):
+class LogitStore(Protocol):
     """Keeps logits by name; what it lost is computed again."""
 
     def get(self, name: str) -> NDArray[np.float32] | None: ...
@@ -50,7 +50,7 @@ class Store(Protocol):
     def put(self, name: str, logits: NDArray[np.float32]) -> None: ...
 
 
-class FolderStore:
+class FolderLogitStore:
     """A file for each pass."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class FolderStore:
                 os.unlink(partial)
 
 
-class MemoryStore:
+class MemoryLogitStore:
     """For as long as the object lives."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class MemoryStore:
         self._logits[name] = logits
 
 
-class Passes:
+class LogitCache:
     """Gives the logits of blends on texts, from the store or by a pass that is then stored.
 
     `recipes` are the blends that were asked for, `run` those of them that cost a pass now.
@@ -98,8 +98,8 @@ class Passes:
 
     def __init__(
         self,
-        provider: Provider,
-        store: Store,
+        provider: LogitProvider,
+        store: LogitStore,
         on_progress: Progress = lambda done, expected: None,
         on_foreseen: Callable[[Sequence[Asked]], None] = lambda chunks: None,
     ) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from app.sweep.logits.interpolation import TOLERANCE, Check, Surrogate, checked
+from app.sweep.logits.interpolation import TOLERANCE, Check, Interpolation, checked
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_cache import Passes
+from app.sweep.logits.logit_cache import LogitCache
 
 NODES = (0.0, 0.2, 0.5, 0.8, 1.0)
 CHECK = 0.35
@@ -40,7 +40,7 @@ class Way:
 
 def polynomial(ts: NDArray[np.float64]) -> NDArray[np.float64]:
     """How much each of NODES counts at ts (G,): (G, K)."""
-    return Surrogate(np.array(NODES)[:, None], len(NODES) - 1).weights(ts[:, None])
+    return Interpolation(np.array(NODES)[:, None], len(NODES) - 1).weights(ts[:, None])
 
 
 def _spline(ts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -56,12 +56,14 @@ def planned(grid: Sequence[float] = ()) -> list[float]:
     return sorted({*ALWAYS, *map(float, grid)}) if grid else [*NODES, CHECK]
 
 
-class Curve:
+class LogitCurve:
     """Logits at any t. `texts` are those of each data set; their passes are made here, and kept."""
 
     ordered = True
 
-    def __init__(self, line: Line, texts: Sequence[Sequence[str]], passes: Passes, grid: Sequence[float] = ()) -> None:
+    def __init__(
+        self, line: Line, texts: Sequence[Sequence[str]], passes: LogitCache, grid: Sequence[float] = ()
+    ) -> None:
         self.line = line
         self.checks: list[Check] = []
         self._texts = texts

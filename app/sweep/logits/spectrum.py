@@ -25,7 +25,7 @@ MAX_NUMBERS = 100_000
 
 
 @dataclass(frozen=True)
-class Along:
+class Spectrum:
     """Logits (K, N, C) at the nodes, scores (N, C, G) at the t's, what the engine said of the nodes' texts (the N of
     the first node, then those of the next), and what a further true pass said of the curve, if it was asked for."""
 
@@ -38,7 +38,7 @@ class Along:
 
 async def along(
     engine: Engine, line: Line, texts: Sequence[Text], ts: Sequence[float], function: str | None, check: bool
-) -> Along:
+) -> Spectrum:
     """Scores of the texts at each t of the line, made by `function` as `Engine.predict` makes them.
 
     Raises `BadTexts` for more texts or t's than one call takes, and what `Engine.predict` raises.
@@ -55,7 +55,7 @@ async def along(
     if check:
         guess = np.tensordot(polynomial(np.array([CHECK])), nodes, axes=1)[0]
         found = checked(CHECK, "polynomial", guess, true[-1])
-    return Along(line, nodes, scores.permute(1, 2, 0).tolist(), answer, found)
+    return Spectrum(line, nodes, scores.permute(1, 2, 0).tolist(), answer, found)
 
 
 def between(engine: Engine, variant: str | None, recipe: str | None) -> Line:

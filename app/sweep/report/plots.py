@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import BadData
 from app.sweep.metrics_of_t import METRICS, Bin
 from app.sweep.report.summary import span_of
-from app.sweep.sweep_result import Blend, Findings
+from app.sweep.sweep_result import MeasuredBlend, SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ STYLE: Any = {
 DPI = 160
 
 
-def draw(found: Findings, folder: Path) -> None:
+def draw(found: SweepResult, folder: Path) -> None:
     """Write curve.svg, curve.png and reliability.svg. Raises `BadData` if there is nothing to draw with."""
     try:
         import matplotlib
@@ -55,7 +55,7 @@ def draw(found: Findings, folder: Path) -> None:
         _reliability(found).savefig(folder / "reliability.svg", metadata={"Date": None})
 
 
-def _curve(found: Findings) -> Figure:
+def _curve(found: SweepResult) -> Figure:
     """Four panels: what is minimised, its paired difference from the best, accuracy, and the temperature that fits."""
     from matplotlib.figure import Figure
 
@@ -101,7 +101,7 @@ def captioned(figure: Figure, text: str, all_allowed: bool) -> None:
     figure.suptitle(text + hatched, x=0.01, ha="left", fontsize=9, color=SOFT)
 
 
-def _refused(found: Findings, axes: Axes) -> None:
+def _refused(found: SweepResult, axes: Axes) -> None:
     """Hatch the t's that break a guard."""
     half = (found.compared[1].t - found.compared[0].t) / 2
     for at in found.compared:
@@ -109,7 +109,7 @@ def _refused(found: Findings, axes: Axes) -> None:
             axes.axvspan(at.t - half, at.t + half, facecolor="none", edgecolor=RULE, hatch="////", lw=0, zorder=0)
 
 
-def _along(found: Findings, axes: Axes, name: str) -> None:
+def _along(found: SweepResult, axes: Axes, name: str) -> None:
     """A metric of every data set, and of all targets together."""
     metric = METRICS[name]
     scale = 100.0 if metric.percent else 1.0
@@ -130,7 +130,7 @@ def _along(found: Findings, axes: Axes, name: str) -> None:
     axes.set_title(metric.title[0].upper() + metric.title[1:] + (", %" if metric.percent else ""))
 
 
-def _differences(found: Findings, axes: Axes) -> None:
+def _differences(found: SweepResult, axes: Axes) -> None:
     scale = 100.0 if METRICS[found.objective].percent else 1.0
     ts = [at.t for at in found.compared]
     axes.fill_between(
@@ -145,20 +145,20 @@ def _differences(found: Findings, axes: Axes) -> None:
     axes.set_title("Worse than the best t by, on the same texts")
 
 
-def _temperatures(found: Findings, axes: Axes) -> None:
+def _temperatures(found: SweepResult, axes: Axes) -> None:
     axes.plot([point.t for point in found.curve], [point.temperature for point in found.curve], color=INK, lw=2)
     axes.axhline(1, color=SOFT, lw=0.8)
     axes.plot(found.best.t, found.chosen.temperature, "o", color=CHOICE, ms=6, mec="white", mew=1, zorder=4)
     axes.set_title("Temperature that fits")
 
 
-def _colors(found: Findings) -> list[str]:
+def _colors(found: SweepResult) -> list[str]:
     """A color for each data set, and ink for all targets together."""
     sets = [about.name for about in found.data]
     return [SETS[sets.index(name) % len(SETS)] if name in sets else INK for name in found.chosen.data]
 
 
-def _reliability(found: Findings) -> Figure:
+def _reliability(found: SweepResult) -> Figure:
     """How often the answers of each confidence are right, for the start, the choice and the end."""
     from matplotlib.figure import Figure
 
@@ -175,7 +175,7 @@ def _reliability(found: Findings) -> Figure:
     return figure
 
 
-def _diagram(axes: Axes, blend: Blend) -> None:
+def _diagram(axes: Axes, blend: MeasuredBlend) -> None:
     axes.plot([0, 100], [0, 100], color=SOFT, lw=0.8)
     for bins, color, label in (
         (blend.reliability_raw, SOFT, "as it is"),

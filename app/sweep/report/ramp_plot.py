@@ -10,7 +10,7 @@ import numpy as np
 
 from app.sweep.metrics_of_t import METRICS
 from app.sweep.report.plots import CHOICE, DPI, INK, RULE, STYLE, captioned
-from app.sweep.sweep_result import Findings, Ramp
+from app.sweep.sweep_result import Ramp, SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ SMALLEST, SMALLEST_POINTS = 0.001, 0.1
 DASHED = (0, (4, 3))
 
 
-def draw(found: Findings, folder: Path) -> None:
+def draw(found: SweepResult, folder: Path) -> None:
     """Write ramp.svg and ramp.png; where no ramp was found, take those of an earlier sweep away."""
     if found.ramp is None:
         for name in (SVG, PNG):
@@ -39,7 +39,7 @@ def draw(found: Findings, folder: Path) -> None:
         figure.savefig(folder / PNG, dpi=DPI)
 
 
-def _figure(found: Findings, ramp: Ramp) -> Figure:
+def _figure(found: SweepResult, ramp: Ramp) -> Figure:
     """Left the surface over both t's, right the t of each layer."""
     from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def _figure(found: Findings, ramp: Ramp) -> Figure:
     return figure
 
 
-def _surface(found: Findings, ramp: Ramp, figure: Figure, axes: Axes) -> None:
+def _surface(found: SweepResult, ramp: Ramp, figure: Figure, axes: Axes) -> None:
     """A cell for each pair of t's that was looked at: by how much it is worse or better than the best one t."""
     metric = METRICS[found.objective]
     scale, smallest = (100.0, SMALLEST_POINTS) if metric.percent else (1.0, SMALLEST)
@@ -109,7 +109,7 @@ def _shades(low: float, high: float, smallest: float) -> tuple[ListedColormap, B
     return colors, BoundaryNorm(shown, colors.N), shown
 
 
-def _layers(found: Findings, ramp: Ramp, axes: Axes) -> None:
+def _layers(found: SweepResult, ramp: Ramp, axes: Axes) -> None:
     """The t of each layer: the best ramp's, and the best one t."""
     axes.axhspan(*found.best.interval, color=RULE, alpha=0.6, lw=0)
     axes.axhline(found.best.t, color=INK, lw=1.6, ls=DASHED)

@@ -13,7 +13,7 @@ from string import Template
 from app.sweep.metrics_of_t import METRICS
 from app.sweep.report import plots, ramp_plot
 from app.sweep.report.summary import difference, margin_of, shown, span_of
-from app.sweep.sweep_result import Blend, Findings, Kept, Value
+from app.sweep.sweep_result import GuardResult, MeasuredBlend, SweepResult, Value
 
 TEMPLATE = Path(__file__).parent / "report.html"
 SMALL = "\n"
@@ -22,7 +22,7 @@ UNREAD = "label frequencies"
 JSON, CSV, HTML = "results.json", "curve.csv", "report.html"
 
 
-def write(found: Findings, folder: Path) -> None:
+def write(found: SweepResult, folder: Path) -> None:
     """Write everything; files of an earlier sweep are replaced. Raises `BadData` if there is nothing to draw with."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JSON).write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -32,7 +32,7 @@ def write(found: Findings, folder: Path) -> None:
     (folder / HTML).write_text(_page(found, folder), encoding="utf-8")
 
 
-def _write_csv(found: Findings, path: Path) -> None:
+def _write_csv(found: SweepResult, path: Path) -> None:
     """A row for each t and data set; each metric with the ends of its interval."""
     names = list(dict.fromkeys(name for by_set in found.curve[0].data.values() for name in by_set))
     columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
@@ -47,7 +47,7 @@ def _write_csv(found: Findings, path: Path) -> None:
                 writer.writerow(row)
 
 
-def table(found: Findings) -> list[list[str]]:
+def table(found: SweepResult) -> list[list[str]]:
     """The start, the choice and the end on every data set, the first row being the head."""
     names = list(found.chosen.data[found.data[0].name])
     rows = [["blend", "T", "data", *(METRICS[name].title for name in names)]]
@@ -61,7 +61,7 @@ def table(found: Findings) -> list[list[str]]:
     return rows
 
 
-def text_of(found: Findings) -> str:
+def text_of(found: SweepResult) -> str:
     """The table and the sentence for a terminal."""
     rows = table(found)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -74,7 +74,7 @@ def text_of(found: Findings) -> str:
     return "\n".join([*lines, *(["", "Labels that flip:", *steady] if steady else []), "", found.sentence, *warnings])
 
 
-def _blends(found: Findings) -> list[Blend]:
+def _blends(found: SweepResult) -> list[MeasuredBlend]:
     """The start, the choice and the end, each once."""
     return list({blend.t: blend for blend in (found.start, found.chosen, found.end)}.values())
 
@@ -82,7 +82,7 @@ def _blends(found: Findings) -> list[Blend]:
 # -- the page ----------------------------------------------------------------------------------------------
 
 
-def _page(found: Findings, folder: Path) -> str:
+def _page(found: SweepResult, folder: Path) -> str:
     best, metric = found.best, METRICS[found.objective]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         line=_safe(found.line),
@@ -155,7 +155,7 @@ def _section(title: str, rows: Sequence[Sequence[str]]) -> str:
     return f"<section><h2>{title}</h2>{_html_table(rows)}</section>" if len(rows) > 1 else ""
 
 
-def _scores(found: Findings) -> list[list[str]]:
+def _scores(found: SweepResult) -> list[list[str]]:
     """The table with intervals."""
     names = list(found.chosen.data[found.data[0].name])
     rows = [["blend", "temperature", "data", *(METRICS[name].title for name in names)]]
@@ -175,14 +175,14 @@ def _with_interval(name: str, v: Value) -> str:
     return f"{shown(metric, v.value)}{SMALL}{scale * v.low:.{digits}f} to {scale * v.high:.{digits}f}"
 
 
-def _tests(found: Findings) -> list[list[str]]:
+def _tests(found: SweepResult) -> list[list[str]]:
     rows = [["against", "choice right", "other right", "p (McNemar)"]]
     for name, test in ((found.start_name, found.against_start), (found.end_name, found.against_end)):
         rows.append([name, str(test.only_chosen), str(test.only_other), f"{test.p:.3g}"])
     return rows
 
 
-def _guards(found: Findings) -> list[list[str]]:
+def _guards(found: SweepResult) -> list[list[str]]:
     rows = [["data", "metric", "at the start", "at the choice", "worse by", "at most", "margin", "up to t"]]
     for g in found.guards:
         metric = METRICS[g.metric]
@@ -201,11 +201,11 @@ def _guards(found: Findings) -> list[list[str]]:
     return rows
 
 
-def _more(guard: Kept) -> str:
+def _more(guard: GuardResult) -> str:
     return "" if guard.more is None else f"{guard.more.t:g} with about {guard.more.texts:,} texts"
 
 
-def _choice(found: Findings) -> list[list[str]]:
+def _choice(found: SweepResult) -> list[list[str]]:
     best, penalty, honest = found.best, found.penalty, found.honest
     how = f"{honest.folds} parts by time" if honest.by_time else f"{honest.folds} folds, {honest.repeats} times"
     return [
@@ -224,7 +224,7 @@ def _choice(found: Findings) -> list[list[str]]:
     ]
 
 
-def _ramp(found: Findings) -> list[list[str]]:
+def _ramp(found: SweepResult) -> list[list[str]]:
     if found.ramp is None:
         return []
     ramp, metric = found.ramp, METRICS[found.objective]
@@ -234,14 +234,14 @@ def _ramp(found: Findings) -> list[list[str]]:
     return [[f"t from first layer to last, best of {ramp.blends} that were run", f"{ends}: {gained}; {verdict}"]]
 
 
-def _direction(found: Findings) -> list[list[str]]:
+def _direction(found: SweepResult) -> list[list[str]]:
     if found.direction is None:
         return []
     ts = [f"{name} {v.value:.2f} ({v.low:.2f} to {v.high:.2f})" for name, v in found.direction.t.items()]
     return [[f"best mix, by {found.direction.way} over {found.direction.blends} blends", ", ".join(ts)]]
 
 
-def _data(found: Findings) -> list[list[str]]:
+def _data(found: SweepResult) -> list[list[str]]:
     rows = [["data", "role", "share", "texts", *found.labels, "columns", "digest"]]
     for about in found.data:
         counts = [*about.labels, *[0] * (len(found.labels) - len(about.labels))]
@@ -251,7 +251,7 @@ def _data(found: Findings) -> list[list[str]]:
     return rows
 
 
-def _robustness(found: Findings) -> list[list[str]]:
+def _robustness(found: SweepResult) -> list[list[str]]:
     """Flips, and accuracy below, of each perturbation at each t."""
     if not found.robustness:
         return [[]]
@@ -263,14 +263,14 @@ def _robustness(found: Findings) -> list[list[str]]:
     return rows
 
 
-def _checks(found: Findings) -> list[list[str]]:
+def _checks(found: SweepResult) -> list[list[str]]:
     rows = [["t", "logits by", "mean error", "largest error", "labels that differ"]]
     for c in found.checks:
         rows.append([f"{c.t:g}", c.way, f"{c.mean:.4f}", f"{c.largest:.3f}", f"{100 * c.labels:.2f} %"])
     return rows
 
 
-def _slider(found: Findings) -> list[dict[str, object]]:
+def _slider(found: SweepResult) -> list[dict[str, object]]:
     """What the page shows as its slider moves."""
     return [
         {

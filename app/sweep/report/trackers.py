@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import BadData
-from app.sweep.sweep_result import Findings, Point
+from app.sweep.sweep_result import Point, SweepResult
 
 STEPS = 100
 
 
-def to_tensorboard(found: Findings, folder: Path) -> None:
+def to_tensorboard(found: SweepResult, folder: Path) -> None:
     """Scalars along t by data set and metric, with the ends of their intervals, and the answer as text.
 
     Raises `BadData` without tensorboard.
@@ -34,7 +34,7 @@ def to_tensorboard(found: Findings, folder: Path) -> None:
             writer.add_text("warnings", warning, number)
 
 
-def to_wandb(found: Findings, folder: Path) -> None:
+def to_wandb(found: SweepResult, folder: Path) -> None:
     """A run that `wandb sync` can send later; nothing is sent now. Raises `BadData` without wandb."""
     try:
         import wandb
