@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import __version__
-from app.cli import segments_command
-from app.cli import sweep_command as choosing
+from app.cli import barrier_command, segments_command, sweep_command
 from app.cli.experiment_command import add_experiment
 from app.cli.simulate_command import add_simulate
 from app.errors import BadBank, BadSettings, TweenError
@@ -75,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     sweep = commands.add_parser("sweep", help="choose t on labelled texts, and say how sure that is")
-    choosing.add_sweep(sweep)
-    sweep.set_defaults(run=lambda options: choosing.run_sweep(options, _provider, _logits_folder(), _sweep_store))
+    sweep_command.add_sweep(sweep)
+    sweep.set_defaults(run=lambda options: sweep_command.run_sweep(options, _provider, _logits_folder(), _sweep_store))
 
     worker = commands.add_parser("sweep-worker", help="run passes of sweeps for services on the same REDIS_URL")
     worker.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")
@@ -92,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     segments.set_defaults(run=lambda options: segments_command.run_segments(options, _provider, _logits_folder()))
 
     barrier = commands.add_parser("barrier", help="tell whether a line between two recipes can be blended at all")
-    choosing.add_barrier(barrier)
-    barrier.set_defaults(run=lambda options: choosing.run_barrier(options, _provider, _logits_folder()))
+    barrier_command.add_barrier(barrier)
+    barrier.set_defaults(run=lambda options: barrier_command.run_barrier(options, _provider, _logits_folder()))
 
     fetch = commands.add_parser("fetch", help="download what a bank file names, and load nothing")
     fetch.add_argument("--bank", type=Path, help="the bank file (TWEEN_BANK)")

@@ -14,7 +14,8 @@ import torch
 from conftest import Service
 from test_command_line import tween
 
-from app.cli.sweep_command import add_sweep, question_of
+from app.cli.sweep_command import add_sweep
+from app.cli.sweep_options import question_of
 from app.errors import TweenError
 from app.models.bank import BankSpec
 from app.sweep.logits.local_provider import LocalProvider

@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from app.cli.sweep_command import columns_of, cost_of, guard_parts, penalty_of, progress, weighed
+from app.cli.sweep_options import columns_of, cost_of, guard_parts, penalty_of, progress, weighed
 from app.client_key import with_key
 from app.errors import BadData
 from app.sweep.data.dataset import Columns, kept_rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from app.cli.sweep_command import Load, add_common, columns_of, dataset_of_path, line_of, progress, variants_of, weighed
+from app.cli.sweep_options import Load, add_common, columns_of, dataset_of_path, line_of, progress, variants_of, weighed
 from app.errors import BadData
 from app.weights.recipe import BASE
 
