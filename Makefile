@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint docs coverage bench soak chaos fuzz lock rules image audit clean
+.PHONY: demo test lint docs settings coverage bench soak chaos fuzz lock rules image audit clean
 
 demo: .venv/demo
 	$(BIN)/tween demo --port $(PORT)
@@ -26,6 +26,10 @@ lint: .venv/dev
 # The site, in site/. Strict: a dead link fails.
 docs: .venv/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The page docs/settings.md, from app/settings.py.
+settings: .venv/demo
+	$(BIN)/python -m app.settings > docs/settings.md
 
 # Which lines no test runs; fails below the floor. Processes that tests start are not measured.
 coverage: .venv/dev

@@ -17,6 +17,13 @@ from app.client_key import VARIABLE as CALLERS_KEY
 from app.errors import BadSettings
 
 PREFIX = "TWEEN_"
+INTRODUCTION = """# Settings
+
+Environment variables; a misspelt `TWEEN_` name is refused. `tween serve --help` lists the command line. `make settings`
+writes this page from `app/settings.py`.
+
+| variable | default | meaning |
+|---|---|---|"""
 FREE_NAMES = {"REDIS_URL": "redis_url", "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint"}
 
 
@@ -132,3 +139,16 @@ def variable(field: str) -> str:
     """The environment variable of a field."""
     free = {field: name for name, field in FREE_NAMES.items()}
     return free.get(field, PREFIX + field.upper())
+
+
+def reference() -> str:
+    """The page docs/settings.md; `make settings` writes it."""
+    rows = (
+        f"| `{variable(field)}` | {'' if info.default in (None, '') else f'`{info.default}`'} | {info.description} |"
+        for field, info in Settings.model_fields.items()
+    )
+    return "\n".join((INTRODUCTION, *rows)) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -114,6 +114,6 @@ def test_traces_go_where_the_composed_collector_takes_them() -> None:
     """The service speaks OTLP over HTTP, which has a port of its own."""
     told = yaml.safe_load((ROOT / "compose" / "collector.yml").read_text(encoding="utf-8"))
     port = told["receivers"]["otlp"]["protocols"]["http"]["endpoint"].rpartition(":")[2]
-    for name in ("docker-compose.yml", "docs/deploy.md", "docs/runbook.md", "README.md"):
+    for name in ("docker-compose.yml", "docs/deploy.md", "docs/runbook.md", "docs/settings.md"):
         named = re.findall(r"http://collector:(\d+)", (ROOT / name).read_text(encoding="utf-8"))
         assert set(named) == {port}, name

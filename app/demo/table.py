@@ -1,4 +1,4 @@
-"""The demo bank's scores along t on its held-out texts, as the README's table."""
+"""The demo bank's scores along t on its held-out texts, as the tables of docs/benchmarks.md."""
 
 from __future__ import annotations
 
