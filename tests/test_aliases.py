@@ -21,7 +21,7 @@ from app.models.bank import BankSpec
 from app.serving import aliases as module
 from app.serving import prewarm
 from app.weights.arena import Arena
-from app.weights.methods import METHODS
+from app.weights.methods import METHODS, Method
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def slow_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.2)
         linear(arena, weights, out)
 
-    monkeypatch.setitem(METHODS, "linear", slowly)
+    monkeypatch.setitem(METHODS, "linear", Method(slowly, is_linear=True))
 
 
 def put(client: httpx.Client, name: str, recipe: object, **more: object) -> dict[str, Any]:

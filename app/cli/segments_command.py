@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from app.cli.sweep_options import Load, add_common, columns_of, dataset_of_path, line_of, progress, variants_of, weighed
 from app.errors import BadData
-from app.weights.recipe import BASE
+from app.weights.arena import BASE
 
 if TYPE_CHECKING:
     from app.segments.fit.evaluate_gain import SegmentFindings

@@ -20,7 +20,7 @@ from app.models.classifier import Mix
 from app.serving.build_policy import BuildPolicy
 from app.serving.executor import ExecutorPool, Vector
 from app.weights.arena import BASE
-from app.weights.recipe import MICRO, Recipe
+from app.weights.recipe import LINEAR, MICRO, Recipe
 
 MIXED = "mixed"
 KEYS = 4_096
@@ -67,7 +67,7 @@ class BlendProvider:
         self._keys = lru_cache(KEYS)(partial(Recipe.key, fingerprint=bank.fingerprint))
         self._members = {self.key(recipe): (recipe, name) for recipe, name in _member_recipes(bank)}
         if bank.has_members:
-            ladder.built(_kind("linear", 2), scheduler.costs.build)
+            ladder.built(_kind(LINEAR, 2), scheduler.costs.build)
 
     def key(self, recipe: Recipe) -> str:
         return self._keys(recipe)
@@ -83,7 +83,7 @@ class BlendProvider:
         if key in self._members or not self._compute.mixes:
             return True
         expected = self.scheduler.expect(key, tokens)
-        if self._ladder.holds(key):
+        if self._ladder.holds(key) or not recipe.is_linear:
             return True
         if not self.scheduler.pays(expected, members=len(recipe.weights)):
             return False
@@ -111,7 +111,9 @@ class BlendProvider:
             if not self._bank.has_members:
                 raise _out_of_reach(f"blend {recipe.text!r} could not be read from Redis", f"try again, or {PUBLISH}")
             async with self._compute.unit() as unit:
-                self.scheduler.built(await unit.build(recipe.method, recipe.weights, slot))
+                seconds = await unit.build(recipe.method, recipe.weights, slot, recipe.parameter_values)
+            if recipe.is_linear:
+                self.scheduler.built(seconds)
 
         kind = _kind(recipe.method, len(recipe.weights))
         async with self._ladder.lease(key, recipe.blend.text, build, kind) as lease:

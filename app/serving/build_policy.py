@@ -11,6 +11,8 @@ before only the traffic as a whole tells: if nearly all requests name recipes th
 will be seen again, and is built at first sight; if every request brings its own t, none is built. A blend
 takes the place of another only if it is expected to bring more. Both costs are measured at start-up, and the
 build's again at every build.
+
+That is for linear recipes. Rows of any other method cannot be mixed, so their blend is always built.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor
 from app.models.tokenizer import Row
 from app.serving.executor import ExecutorPool, Vector
 from app.weights.arena import Share
+from app.weights.recipe import LINEAR
 
 HALF_LIFE = 60.0
 """Seconds after which what a recipe brought counts half."""
@@ -86,7 +89,7 @@ class BuildPolicy:
         return expected * (members - 1) * self.costs.token > self.costs.build
 
     def built(self, seconds: float) -> None:
-        """Learn from a build what builds cost."""
+        """Learn from the build of a linear blend what builds cost."""
         self.costs.build += 0.2 * (seconds - self.costs.build)
 
     def _decayed(self, traffic: _Traffic) -> float:
@@ -100,6 +103,6 @@ async def measure(compute: ExecutorPool, weights: Mapping[str, Share] | None, sl
     is nothing to build from, the pass runs on what lies in the slot, and a build takes for ever.
     """
     async with compute.unit() as unit:
-        builds = [await unit.build("linear", weights, slot) for _ in range(TIMES)] if weights else []
+        builds = [await unit.build(LINEAR, weights, slot) for _ in range(TIMES)] if weights else []
         passes = [await unit.forward(rows, [Vector(slot, "")] * len(rows)) for _ in range(TIMES)]
     return Costs(min(builds, default=math.inf), min(seconds for _, seconds in passes) / sum(len(row) for row in rows))

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent import futures
 from contextlib import asynccontextmanager
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+NONE: Mapping[str, float] = {}
+"""No parameters."""
 INT8_ROOM = 16
 """Vectors of which a machine keeps a copy in int8; each takes a quarter of the bytes of its linear layers."""
 
@@ -70,9 +72,11 @@ class ModelRunner:
         they took. Raises `OutOfMemory` and `DeviceLost`."""
         return self._within_memory(partial(self._forward, rows, operands))
 
-    def build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
+    def build(
+        self, method: str, weights: Mapping[str, Share], number: int, parameters: Mapping[str, float] = NONE
+    ) -> float:
         """Write a blend into the slot of that number; gives the seconds that it took. Raises `OutOfMemory`."""
-        return self._within_memory(partial(self._build, method, weights, number))
+        return self._within_memory(partial(self._build, method, weights, number, parameters))
 
     def _forward(self, rows: Sequence[Row], operands: Sequence[VectorRef | Mix]) -> tuple[list[bytes], float]:
         started = time.perf_counter()
@@ -93,11 +97,11 @@ class ModelRunner:
         with torch.inference_mode():
             return self._int8.of(fixed, operand.contents, tokens) if self._int8 else fixed
 
-    def _build(self, method: str, weights: Mapping[str, Share], number: int) -> float:
+    def _build(self, method: str, weights: Mapping[str, Share], number: int, parameters: Mapping[str, float]) -> float:
         started = time.perf_counter()
         with torch.inference_mode():
             slot = self.vectors[number].vector
-            METHODS[method](self.classifier.arena, weights, slot)
+            METHODS[method](self.classifier.arena, weights, slot, **parameters)
             if slot.is_cuda:
                 torch.cuda.synchronize(slot.device)
         return time.perf_counter() - started
@@ -176,9 +180,11 @@ class Executor:
         ]
         return await self._noted(self._compute.forward(self, rows, operands))
 
-    async def build(self, method: str, weights: Mapping[str, Share], slot: Tensor) -> float:
+    async def build(
+        self, method: str, weights: Mapping[str, Share], slot: Tensor, parameters: Mapping[str, float] = NONE
+    ) -> float:
         """Write a blend into a slot (P,); gives the seconds that it took."""
-        return await self._noted(self._compute.build(self, method, weights, self._number(slot)))
+        return await self._noted(self._compute.build(self, method, weights, self._number(slot), parameters))
 
     async def _noted(self, answer: Awaitable[T]) -> T:
         try:
@@ -207,7 +213,8 @@ class ExecutorPool:
             self._idle.put_nowait(Executor(lane, numbers, self))
         self.lost: DeviceLost | None = None
         self.on_loss: Callable[[DeviceLost], None] = lambda error: None
-        self._passes, self._builds = Usual(), Usual()
+        self._passes = Usual()
+        self._builds: defaultdict[str, Usual] = defaultdict(Usual)
         self._late: set[asyncio.Task[Any]] = set()
         self.hedged = 0
         """Passes that a second unit was asked for."""
@@ -265,16 +272,24 @@ class ExecutorPool:
         self._passes.note(answer[1], tokens)
         return answer
 
-    async def build(self, unit: Executor, method: str, weights: Mapping[str, Share], number: int) -> float:
+    async def build(
+        self,
+        unit: Executor,
+        method: str,
+        weights: Mapping[str, Share],
+        number: int,
+        parameters: Mapping[str, float],
+    ) -> float:
         """A build on a unit that the caller holds; if it is late, the unit's machine is replaced. See
         `Executor.build`."""
-        patience = self._builds.patience(len(weights)) if self.units > 1 else None
-        call = asyncio.create_task(unit.lane.call("build", method, weights, number))
+        usual = self._builds[method]
+        patience = usual.patience(len(weights)) if self.units > 1 else None
+        call = asyncio.create_task(unit.lane.call("build", method, weights, number, parameters))
         if patience is not None and await is_late(call, max(patience, KILL_FLOOR_SECONDS)):
             log.warning("a worker has not built a blend for %.1f s and is replaced", max(patience, KILL_FLOOR_SECONDS))
             unit.lane.replace()
         seconds: float = await call
-        self._builds.note(seconds, len(weights))
+        usual.note(seconds, len(weights))
         return seconds
 
     async def _hedged(self, unit: Executor, first: asyncio.Task[Any], *arguments: object) -> Any:

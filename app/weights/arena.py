@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from app.weights.layout import Layout
-from app.weights.recipe import BASE as BASE
-from app.weights.recipe import Share as Share
 from app.weights.shared_memory import Pages
+
+BASE = "base"
+Share = float | tuple[float, float]
+"""A number for all layers, or one for the first and one for the last, between which it runs linearly."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""Merge methods: each writes the blend that a recipe asks for into a slot, and METHODS names them."""
+"""Merge methods: METHODS names each one, and has all that recipes, keys and serving must know of it.
+
+A new method is a function and a line in METHODS: recipes then read its name and its parameters, canonical text and key
+hold them, and serving mixes rows by it only where it is linear.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,8 +18,31 @@ from app.weights.layer_depth import Stretch, stretches
 PIECE = 1 << 20
 """Elements that are widened to float32 at a time."""
 
-Method = Callable[[Arena, Mapping[str, Share], Tensor], None]
-"""Takes the arena, the weight of each member (they add up to 1), and the slot (P,) that it fills."""
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a recipe may name for its method, within bounds. It is called neither `temperature` nor as a field
+    of a recipe in JSON."""
+
+    default: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to merge members.
+
+    `build` takes the arena, the weight of each member (they add up to 1), the slot (P,) that it fills, and its
+    parameters by name. `is_linear`: the blend is the weighted sum of the members, so rows may be mixed from them.
+    """
+
+    build: Callable[..., None]
+    is_linear: bool
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    def __call__(self, arena: Arena, weights: Mapping[str, Share], out: Tensor, **parameters: float) -> None:
+        self.build(arena, weights, out, **parameters)
 
 
 def linear(arena: Arena, weights: Mapping[str, Share], out: Tensor) -> None:
@@ -51,5 +79,5 @@ def _weighted_sum(rows: Tensor, weights: Tensor, out: Tensor) -> None:
 
 
 METHODS: dict[str, Method] = {
-    "linear": linear,
+    "linear": Method(linear, is_linear=True),
 }

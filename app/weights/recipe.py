@@ -26,11 +26,11 @@ from functools import cached_property, lru_cache
 
 from app.errors import BadRecipe, UnknownAlias, UnknownVariant
 from app.names import is_name, nfc
+from app.weights.arena import BASE, Share
 from app.weights.auto_recipe import AUTO, Auto, automatic
+from app.weights.methods import METHODS, Parameter
 
-BASE = "base"
-Share = float | tuple[float, float]
-"""A number for all layers, or one for the first and one for the last, between which it runs linearly."""
+LINEAR = "linear"
 MICRO = 1_000_000
 MAX_TEXT = 2_000
 COOLEST, HOTTEST = Decimal("0.05"), Decimal(20)
@@ -40,7 +40,6 @@ Ends = tuple[Decimal, Decimal]
 """t in the first and in the last layer."""
 ONE = (Decimal(1), Decimal(1))
 RESERVED = frozenset({BASE, AUTO, "exp"})
-LATER_METHODS = ("slerp", "ties", "dare", "della", "fisher", "regmean", "lines", "stock", "soup")
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,15 @@ class Recipe:
 
     An empty `t` is the base itself. The temperature is in millionths, too. Where a t runs over the layers, `t` is that
     in the first layer and `last` that in the last one, of the same variants; else `last` is empty.
+
+    `parameters` has a value in millionths for every parameter of the method, sorted by name.
     """
 
     t: tuple[tuple[str, int], ...]
-    method: str = "linear"
+    method: str = LINEAR
     temperature: int = MICRO
     last: tuple[tuple[str, int], ...] = ()
+    parameters: tuple[tuple[str, int], ...] = ()
 
     @cached_property  # read several times for each request
     def text(self) -> str:
@@ -63,7 +65,20 @@ class Recipe:
             terms = "+".join(f"{name}@{_ends_text(*ends)}" for name, *ends in self._ramps)
         else:
             terms = "+".join(f"{name}@{_decimal_text(micro)}" for name, micro in self.t) or BASE
-        return terms if self.temperature == MICRO else f"{terms};temperature={_decimal_text(self.temperature)}"
+        prefix = "" if self.method == LINEAR else f"{self.method}:"
+        tempered = self.temperature != MICRO
+        values = [*self.parameters, *([("temperature", self.temperature)] if tempered else [])]
+        return prefix + ";".join([terms, *(f"{name}={_decimal_text(micro)}" for name, micro in values)])
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether rows may be mixed from the members instead of running on a finished blend."""
+        return METHODS[self.method].is_linear
+
+    @property
+    def parameter_values(self) -> dict[str, float]:
+        """What the method is called with, by name."""
+        return {name: micro / MICRO for name, micro in self.parameters}
 
     @property
     def blend(self) -> Recipe:
@@ -165,35 +180,18 @@ class Cookbook:
                 f"{_shown(text)}: entropies choose a t along one line, so name its variant, as in "
                 f"'{self._any_variant}@auto:entropy'; 'auto' takes nothing"
             )
+        named = LINEAR
         if colon and "@" not in method and method != "exp":
-            self._check_method(method.strip())
-            text = rest.strip()
-        self._refuse_what_comes_later(text)
-        text, *parameters = text.split(";")
-        temperature = self._temperature_of(parameters)
+            named, text = self._method(method.strip()), rest.strip()
+        self._refuse_what_is_no_blend(text)
+        text, *settings = text.split(";")
+        values = _read_settings(settings, named)
         t: dict[str, Ends] = {}
         for term in text.split("+"):
             self._add_term(t, term.strip(), whole=text)
-        return self._canonical(t, temperature)
+        return self._canonical(t, named, values)
 
-    def _temperature_of(self, parameters: Sequence[str]) -> Decimal:
-        """The temperature among `name=value` parameters, 1 where there is none."""
-        given: dict[str, str] = {}
-        for parameter in parameters:
-            name, _, value = (part.strip() for part in parameter.partition("="))
-            if name != "temperature":
-                raise BadRecipe(f"parameter {_shown(name)} is unknown; a linear blend takes temperature alone")
-            if name in given:
-                raise BadRecipe("the recipe names the temperature twice")
-            given[name] = value
-        if not given:
-            return Decimal(1)
-        value = given["temperature"]
-        if not NUMBER.fullmatch(value):
-            raise BadRecipe(f"temperature is {_shown(value)}; it must be a number such as 1.3")
-        return self._checked_temperature(Decimal(value))
-
-    def _refuse_what_comes_later(self, text: str) -> None:
+    def _refuse_what_is_no_blend(self, text: str) -> None:
         if text.startswith("exp:"):
             raise BadRecipe(f"{_shown(text)} names an experiment, which only predict may ask for. {self._offer}")
         if re.search(r"@\s*auto\b", text):
@@ -225,24 +223,24 @@ class Cookbook:
     # -- JSON ------------------------------------------------------------------------------------------
 
     def _read_json(self, recipe: Mapping[object, object]) -> Recipe:
-        known = {"method", "t", "variant", "from", "temperature"}
+        method = self._method(recipe.get("method", LINEAR))
+        known = {"method", "t", "variant", "from", *_settings_of(method)}
         for field in recipe:
             if field not in known:
                 raise BadRecipe(f"recipe field {_shown(field)} is unknown; known: {', '.join(sorted(known))}")
-        self._check_method(recipe.get("method", "linear"))
-        temperature = self._checked_temperature(_json_number("temperature", recipe.get("temperature", 1)))
+        values = {name: _json_number(name, recipe[name]) for name in _settings_of(method) if name in recipe}
         t = self._t_of(recipe)
         origin = recipe.get("from", BASE)
         if not isinstance(origin, str):
             raise BadRecipe(f"'from' is {_shown(origin)}; it must be the name of a member")
         if origin == BASE:
-            return self._canonical(t, temperature)
+            return self._canonical(t, method, values)
         if len(t) != 1:
             raise BadRecipe(f"a path from {_shown(origin)} needs one variant to go to, not {len(t)}")
         (end, value), *_ = t.items()
         path: dict[str, Ends] = {}
         self._add_path(path, origin, end, value)
-        return self._canonical(path, temperature)
+        return self._canonical(path, method, values)
 
     def _t_of(self, recipe: Mapping[object, object]) -> dict[str, Ends]:
         given = recipe.get("t")
@@ -302,12 +300,10 @@ class Cookbook:
             raise BadRecipe("this bank answers with a number and not with classes, so a temperature means nothing")
         return value
 
-    def _check_method(self, method: object) -> None:
-        if method == "linear":
-            return
-        if method in LATER_METHODS:
-            raise BadRecipe(f"method {_shown(method)} is not served by this version yet; served: linear")
-        raise BadRecipe(f"no method {_shown(method)}; served: linear")
+    def _method(self, method: object) -> str:
+        if isinstance(method, str) and method in METHODS:
+            return method
+        raise BadRecipe(f"no method {_shown(method)}; served: {', '.join(METHODS)}")
 
     def _member(self, name: object) -> str:
         if isinstance(name, str) and nfc(name) in (BASE, *self.variants):
@@ -333,11 +329,19 @@ class Cookbook:
             if name != BASE:
                 self._add(t, name, (self._checked(a), self._checked(b)))
 
-    def _canonical(self, t: Mapping[str, Ends], temperature: Decimal) -> Recipe:
+    def _canonical(self, t: Mapping[str, Ends], method: str, values: Mapping[str, Decimal]) -> Recipe:
+        """`values`: those of temperature and of the method's parameters that the recipe names."""
+        temperature = _micro(self._checked_temperature(values.get("temperature", Decimal(1))))
+        parameters = tuple(
+            (name, _micro(_within(name, values.get(name), bounds)))
+            for name, bounds in sorted(METHODS[method].parameters.items())
+        )
         micro = {name: (_micro(first), _micro(last)) for name, (first, last) in sorted(t.items())}
         first = tuple((name, a) for name, (a, b) in micro.items() if a or b)
         last = tuple((name, b) for name, (a, b) in micro.items() if a or b)
-        return Recipe(first, temperature=_micro(temperature), last=() if last == first else last)
+        if not first:
+            return Recipe((), temperature=temperature)  # the base itself, by whatever method
+        return Recipe(first, method, temperature, last=() if last == first else last, parameters=parameters)
 
     @property
     def _any_variant(self) -> str:
@@ -380,8 +384,44 @@ def _with_base(t: Sequence[tuple[str, int]]) -> dict[str, float]:
 
 def _json_number(name: str, value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRecipe(f"{name} is {_shown(value)}; it must be a number such as {'0.4' if name == 't' else '1.3'}")
+        raise _no_number(name, value)
     return Decimal(repr(value))
+
+
+def _no_number(name: str, value: object) -> BadRecipe:
+    example = {"t": "0.4", "temperature": "1.3"}.get(name, "0.3")
+    return BadRecipe(f"{name} is {_shown(value)}; it must be a number such as {example}")
+
+
+def _settings_of(method: str) -> list[str]:
+    """The numbers that a recipe of that method may name beside t."""
+    return [*METHODS[method].parameters, "temperature"]
+
+
+def _read_settings(settings: Sequence[str], method: str) -> dict[str, Decimal]:
+    """The numbers among `name=value`, which follow the blend's text."""
+    known = _settings_of(method)
+    found: dict[str, Decimal] = {}
+    for setting in settings:
+        name, _, value = (part.strip() for part in setting.partition("="))
+        if name not in known:
+            raise BadRecipe(f"parameter {_shown(name)} is unknown; {method} takes {', '.join(known)}")
+        if name in found:
+            raise BadRecipe(f"the recipe names the {name} twice")
+        if not NUMBER.fullmatch(value):
+            raise _no_number(name, value)
+        found[name] = Decimal(value)
+    return found
+
+
+def _within(name: str, value: Decimal | None, parameter: Parameter) -> Decimal:
+    """The value of a method's parameter, by default its own; raises `BadRecipe` for one that is out of bounds."""
+    low, high, default = (Decimal(repr(bound)) for bound in (parameter.low, parameter.high, parameter.default))
+    value = default if value is None else value
+    if not (value.is_finite() and low <= value <= high):
+        shown = value if len(str(value)) <= 20 else f"{value:.3g}"
+        raise BadRecipe(f"{name} = {shown} is out of bounds; it may go from {low} to {high}")
+    return value
 
 
 def _micro(value: Decimal) -> int:

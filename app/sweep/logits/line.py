@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BadRecipe
-from app.weights.recipe import BASE, MICRO, Cookbook, Recipe, bounded
+from app.weights.arena import BASE
+from app.weights.recipe import MICRO, Cookbook, Recipe, bounded
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Line:
             raise BadRecipe(f"{shown} has a temperature, and a line is of weights alone: leave the temperature out")
         if line.start.last or line.end.last:
             raise BadRecipe(f"{shown} lets t run over the layers, and a line has the same t in all of them")
+        if not (line.start.is_linear and line.end.is_linear):
+            raise BadRecipe(f"{shown} names a method that is not linear, and every point of a line is a linear blend")
         if line.start == line.end:
             raise BadRecipe(f"{shown} is no line: both ends are {line.start.text}")
         return line

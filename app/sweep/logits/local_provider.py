@@ -65,6 +65,6 @@ class LocalProvider:
     def vector(self, recipe: Recipe) -> torch.Tensor:
         """The blend's weights (P,), in a slot that the next other recipe overwrites."""
         if recipe != self._built:
-            METHODS[recipe.method](self.bank.arena, recipe.weights, self._slot)
+            METHODS[recipe.method](self.bank.arena, recipe.weights, self._slot, **recipe.parameter_values)
             self._built = recipe
         return self._slot
