@@ -1,9 +1,10 @@
-"""`make audit`: known vulnerabilities, licences, and the bill of materials of what an image installs.
+"""`make audit`: known vulnerabilities, licences, the bill of materials of an image, and the policy of its manifests.
 
-    python -m tests.audit BIN
+    python -m tests.audit BIN CHECKOV
 
-BIN holds pip-audit, pip-licenses and cyclonedx-py, in an environment of their own: they pin versions that the service
-does not want. What is looked at are the packages of both lock files, licences as they are installed beside this Python.
+BIN holds pip-audit, pip-licenses and cyclonedx-py; CHECKOV is the program of that name. Both live in environments of
+their own: they pin versions that the service does not want. What is looked at are the packages of both lock files,
+licences as they are installed beside this Python, and what `kubectl apply -k` would send.
 Each part is run whatever became of the one before, and the exit status is 1 if any of them is not as it must be.
 A package whose advisories nobody could be asked for counts as not audited, and is never passed over in silence.
 """
@@ -14,9 +15,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kustomize import OVERLAYS, rendered  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-cuda.lock")
@@ -61,11 +67,18 @@ ELSEWHERE = {
 }
 """Packages that not every machine installs, whose licences are not judged; nvidia-* are more, under NVIDIA's own."""
 
+ACCEPTED = {
+    "CKV_K8S_15": "tags are versions, so there is no need to pull them again and again",
+    "CKV_K8S_35": "REDIS_URL and the keys are settings, and settings are variables",
+    "CKV_K8S_43": "the digest is known to whoever pushes the image",
+    "CKV_DOCKER_7": "the last stage is another name of an earlier one",
+}
+"""Findings of checkov that stay, and why."""
+
 
 def main() -> int:
-    tools = Path(sys.argv[1])
-    parts: list[Callable[[Path], list[str]]] = [vulnerabilities, licences, bill_of_materials]
-    complaints = [complaint for part in parts for complaint in part(tools)]
+    tools, checkov = Path(sys.argv[1]), Path(sys.argv[2])
+    complaints = [*vulnerabilities(tools), *licences(tools), *bill_of_materials(tools), *policy(checkov)]
     print("\n".join(f"audit: {complaint}" for complaint in complaints) or "audit: all of it is as it must be")
     return 1 if complaints else 0
 
@@ -147,6 +160,28 @@ def bill_of_materials(tools: Path) -> list[str]:
         return [f"no bill of materials: {run.stderr.strip()}"]
     print(f"bill of materials: {len(json.loads(BILL.read_text())['components'])} packages in {BILL.relative_to(ROOT)}")
     return []
+
+
+def policy(checkov: Path) -> list[str]:
+    """What checkov finds in the manifests of every overlay and in the Dockerfile."""
+    with tempfile.TemporaryDirectory() as folder:
+        for overlay in OVERLAYS:
+            (Path(folder) / f"{overlay}.yaml").write_text(rendered(ROOT / "k8s" / "overlays" / overlay))
+        (Path(folder) / "Dockerfile").write_bytes((ROOT / "Dockerfile").read_bytes())
+        command = [checkov, "--directory", folder, "--framework", "kubernetes", "dockerfile", "--skip-download"]
+        options = ["--quiet", "--compact", "--output", "json", "--skip-check", ",".join(ACCEPTED)]
+        run = subprocess.run([*command, *options], capture_output=True, text=True)
+    try:
+        reports = {report["check_type"]: report for report in json.loads(run.stdout)}
+        passed = {name: reports[name]["summary"]["passed"] for name in ("kubernetes", "dockerfile")}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return [f"policy: NOT CHECKED ({(run.stderr.strip().splitlines() or ['no reason given'])[-1]})"]
+    print(f"policy: {passed['kubernetes']} checks of manifests passed, {passed['dockerfile']} of the Dockerfile")
+    return [
+        f"{one['resource']}: {one['check_id']} {one['check_name']}"
+        for report in reports.values()
+        for one in report["results"]["failed_checks"]
+    ]
 
 
 if __name__ == "__main__":

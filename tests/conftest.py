@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from kept_lines import kept  # noqa: F401  # a fixture for all
 from redis import Redis
 
+from app.api.http_server import drain_server
 from app.cluster.embedded_redis import EmbeddedRedis, find_server
 from app.main import create_app, create_server
 from app.models.bank import Bank, BankSpec, load_bank
@@ -28,28 +29,51 @@ from app.settings import Settings
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests run on the CPU wherever they run; tests/gpu.py is for GPUs
+drain_server.LAST_CALL_SECONDS = 0.0  # for clients that connect in that moment; a test's client has gone by then
+
 SLOW = "command_line sweep_workers sweep_takeover choosing_t experiment_end_to_end draining bench demo".split()
 """Files that take minutes go first: at the end, one of them would have all others wait for it."""
-
-
-IMPATIENT = [f"test_{name}" for name in "blends_against_a_model chaos chunks client ledger remembered shared".split()]
-"""Files that look at what a silent Redis costs. In others it may take its time: three files at once and all their
-services share the cores, and a time-out there tells nothing."""
+STARTS_SERVERS = {"redis_url", "serve", "module_serve"}
+"""Fixtures that start a server. A file that starts servers or processes by itself marks itself with `service`."""
 PATIENCE = 10.0
+"""Seconds that a test marked `patient` gives Redis."""
 
 
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.path.stem not in IMPATIENT:
+    """`@pytest.mark.patient(reason)`: a Redis that is slow because the machine is busy counts as there."""
+    if request.node.get_closest_marker("patient"):
         for name in ("TIMEOUT", "WHOLE", "POOL_TIMEOUT"):
             monkeypatch.setattr(f"app.cluster.redis_client.{name}", PATIENCE)
         for name in ("TIMEOUT", "CHUNK_SECONDS"):
             monkeypatch.setattr(f"app.cache.bulk_transfer.{name}", PATIENCE)
 
 
+class FailuresAtOnce:
+    """Names each failed test when it fails, not at the end of the run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"failed: {report.nodeid} ({report.when}, {report.duration:.0f} s)", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers tell the process that runs them
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {f"test_{name}": rank for rank, name in enumerate(SLOW)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    for item in items:
+        if STARTS_SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("service")
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +132,7 @@ def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[S
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, verify=False) as client:
             if wait:
                 _until_ready(client, failures)
             yield Service(client, app, failures)
@@ -120,14 +144,25 @@ def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[S
 
 @pytest.fixture
 def serve(redis_url: str) -> Iterator[Callable[..., Service]]:
-    """Start services that use the tests' Redis whatever that costs; they stop at the end of the test.
+    """Start services that use the tests' Redis whatever that costs; they stop at the end of the test."""
+    with services(redis_url) as start:
+        yield start
 
-    They remember no predictions unless asked to: tests repeat texts, and mean to run them. Their memory is small,
-    because touching all of it is most of what starting such a service takes.
-    """
+
+@pytest.fixture(scope="module")
+def module_serve(redis_url: str) -> Iterator[Callable[..., Service]]:
+    """The same for services that no test of a file changes; they stop after its last test."""
+    with services(redis_url) as start:
+        yield start
+
+
+@contextmanager
+def services(redis_url: str) -> Iterator[Callable[..., Service]]:
+    """They remember no predictions unless asked to: tests repeat texts, and mean to run them. Their memory is small,
+    because touching all of it is most of what starting such a service takes."""
     usual = {"redis_url": redis_url, "redis_blends": "always", "prediction_cache": False, "memory_tier_mib": 16}
-    with ExitStack() as services:
-        yield lambda spec, **options: services.enter_context(running(spec, **{**usual, **options}))
+    with ExitStack() as stack:
+        yield lambda spec, **options: stack.enter_context(running(spec, **{**usual, **options}))
 
 
 def _until_ready(client: httpx.Client, failures: list[Exception]) -> None:
