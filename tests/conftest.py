@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pico
 import pytest
 import torch
-from fastapi import FastAPI
 from kept_lines import kept  # noqa: F401  # a fixture for all
 from redis import Redis
+from services import Service, running, services  # noqa: F401  # tests import `running` from here
 
-from app.api.http_server import drain_server
 from app.cluster.embedded_redis import EmbeddedRedis, find_server
-from app.main import create_app, create_server
 from app.models.bank import Bank, BankSpec, load_bank
-from app.settings import Settings
 
 # Torch's threads spin for each other: two on a core that something else keeps busy take ten times as long as one.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
-
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests run on the CPU wherever they run; tests/gpu.py is for GPUs
-drain_server.LAST_CALL_SECONDS = 0.0  # for clients that connect in that moment; a test's client has gone by then
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests run on the CPU wherever they run; `tests/bench/gpu.py` measures GPUs
 
 SLOW = "command_line sweep_workers sweep_takeover choosing_t experiment_end_to_end draining bench demo".split()
 """Files that take minutes go first: at the end, one of them would have all others wait for it."""
@@ -110,38 +99,6 @@ def redis(redis_url: str) -> Iterator[Redis]:
     client.close()
 
 
-@dataclass
-class Service:
-    """A running service: a client for it, its application, and why its bank could not be loaded."""
-
-    client: httpx.Client
-    app: FastAPI
-    failures: list[Exception]
-
-
-@contextmanager
-def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[Service]:
-    """A real service on a free port, until the context closes; without `workers` it computes in a thread."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    failures: list[Exception] = []
-    values = Settings.model_validate({"workers": 0, "port": port, **settings})
-    app = create_app(values, spec, failures.append)
-    server = create_server(values, app)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, verify=False) as client:
-            if wait:
-                _until_ready(client, failures)
-            yield Service(client, app, failures)
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-
-
 @pytest.fixture
 def serve(redis_url: str) -> Iterator[Callable[..., Service]]:
     """Start services that use the tests' Redis whatever that costs; they stop at the end of the test."""
@@ -154,24 +111,3 @@ def module_serve(redis_url: str) -> Iterator[Callable[..., Service]]:
     """The same for services that no test of a file changes; they stop after its last test."""
     with services(redis_url) as start:
         yield start
-
-
-@contextmanager
-def services(redis_url: str) -> Iterator[Callable[..., Service]]:
-    """They remember no predictions unless asked to: tests repeat texts, and mean to run them. Their memory is small,
-    because touching all of it is most of what starting such a service takes."""
-    usual = {"redis_url": redis_url, "redis_blends": "always", "prediction_cache": False, "memory_tier_mib": 16}
-    with ExitStack() as stack:
-        yield lambda spec, **options: stack.enter_context(running(spec, **{**usual, **options}))
-
-
-def _until_ready(client: httpx.Client, failures: list[Exception]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not failures:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise AssertionError(f"the service did not become ready: {failures}")
