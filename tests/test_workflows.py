@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -58,4 +59,13 @@ def test_the_docs_have_no_dead_link(tmp_path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert (tmp_path / "engine/index.html").exists()
+    assert {"index.html", "engine/index.html", "changelog/index.html"} <= {
+        str(page.relative_to(tmp_path)) for page in tmp_path.rglob("*.html")
+    }
+    # The reference is that of the service, drawn by files of the site.
+    specification = json.loads((tmp_path / "openapi.json").read_text(encoding="utf-8"))
+    assert "post" in specification["paths"]["/v1/predict"]
+    (drawn,) = (tmp_path / "api-reference").glob("swagger-*.html")
+    page = drawn.read_text(encoding="utf-8")
+    assert "openapi.json" in page
+    assert not re.findall(r"""(?:src|href)=["']https?://""", page)
