@@ -164,7 +164,7 @@ SOUND: dict[str, list[Any]] = {
             "bank": "f" * 64,
             "pooled": SETTING,
             "segments": {"mail": SETTING},
-            "entropy": dict.fromkeys(("gain", "offset", "base_temperature", "variant_temperature", "temperature"), 1.0),
+            "entropy": None,
             "router": {
                 "segments": ["mail"],
                 "buckets": 8192,

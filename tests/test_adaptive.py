@@ -1,4 +1,4 @@
-"""`VARIANT@auto` over HTTP: a t for each text, by its segment, by its words, or by how sure the ends are."""
+"""`VARIANT@auto` over HTTP: a t for each text, by its segment or by its words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import pico
 import pytest
 import torch
 from conftest import Service
@@ -18,7 +17,7 @@ from app.errors import BadBank
 from app.main import tables_of
 from app.models.bank import Bank, BankSpec
 from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_of
-from app.segments.segment_table import Entropy, SegmentTable, Setting
+from app.segments.segment_table import SegmentTable, Setting
 
 TEXTS = ["the refund came fast, great!", "they never answer. awful", "parcel is late again"]
 
@@ -34,7 +33,6 @@ def table(bank: Bank) -> SegmentTable:
         pooled=Setting(0.5, 1.25, (0.3, 0.7), 400),
         segments={"mail": Setting(0.2, 1.5, (0.1, 0.3), 200), "chat": Setting(0.8, 2.0, (0.7, 0.9), 200)},
         router=SegmentClassifier(("mail", "chat"), weights, torch.zeros(2)),
-        entropy=Entropy(1.0, 0.0, 1.0, 1.0, 1.3),
     )
 
 
@@ -82,24 +80,12 @@ def test_without_a_segment_t_is_mixed_by_what_the_words_tell(client: httpx.Clien
     assert {p["chosen_by"] for p in reply["predictions"]} == {"router"}
 
 
-def test_entropies_choose_as_in_dawin(client: httpx.Client, folders: Path) -> None:
-    reply = predict(client, texts=TEXTS, recipe="angry@auto:entropy")
-    for text, prediction in zip(TEXTS, reply["predictions"], strict=True):
-        entropies = []
-        for member in ("base", "angry"):
-            model = pico.reference(folders, {member: 1})
-            with torch.inference_mode():
-                p = model(**pico.tokenizer()(text, return_tensors="pt")).logits.softmax(1)
-            entropies.append(float(-(p * p.log()).sum()))
-        expected = 1 / (1 + torch.tensor(entropies[1] - entropies[0]).exp())
-        assert prediction["t"]["angry"] == pytest.approx(float(expected), abs=0.0051)
-        assert prediction["chosen_by"] == "entropy"
-
-
 def test_a_list_mixes_automatic_and_other_recipes(client: httpx.Client) -> None:
-    reply = predict(client, texts=TEXTS, recipe=["angry@auto", "polite@0.4", "angry@auto:entropy"], segment="mail")
+    reply = predict(
+        client, texts=TEXTS, recipe=["angry@auto", "polite@0.4", "angry@auto"], segment=["mail", None, None]
+    )
     assert reply["recipe"][:2] == ["angry@0.2;temperature=1.5", "polite@0.4"]
-    assert [p["chosen_by"] for p in reply["predictions"]] == ["segment", None, "entropy"]
+    assert [p["chosen_by"] for p in reply["predictions"]] == ["segment", None, "router"]
     assert predict(client, texts=TEXTS, recipe="polite@0.4", segment="mail")["recipe"] == "polite@0.4"
 
 
@@ -115,6 +101,7 @@ def test_what_cannot_be_chosen_is_refused(client: httpx.Client) -> None:
     assert "3 texts and 1 recipes" in refused(422, texts=TEXTS, recipe=["angry@auto"], segment="mail")
     body, json_type = b'{"texts": "\\ud800", "recipe": "angry@auto"}', {"Content-Type": "application/json"}
     assert "lone surrogate" in problem(client.post("/v1/predict", content=body, headers=json_type), 422)
+    assert "'auto' takes nothing after it" in refused(422, texts="ok", recipe="angry@auto:entropy")
     assert "its own t, alone" in refused(422, texts="ok", recipe="angry@auto+polite@0.2")
     assert "its own t" in problem(client.post("/v1/blends", json={"recipe": "angry@auto"}), 422)
 
@@ -123,7 +110,6 @@ def test_tables_can_be_looked_at(client: httpx.Client, table: SegmentTable) -> N
     found = client.get("/v1/segments/angry").json()
     assert found["segments"]["mail"] == {"t": 0.2, "temperature": 1.5, "interval": [0.1, 0.3], "texts": 200}
     assert found["routed"] == ["mail", "chat"] and found["fitted_on_this_bank"] is True
-    assert found["entropy"] == {"gain": 1.0, "offset": 0.0}
     assert client.get("/v1/segments").json() == {"segments": [found]}
     assert "there are some for: angry" in problem(client.get("/v1/segments/polite"), 404)
 

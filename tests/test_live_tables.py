@@ -30,7 +30,7 @@ from app.weights.recipe import Cookbook
 def table_at(t: float, bank: Bank, fingerprint: str | None = None) -> dict[str, Any]:
     """A table of one segment."""
     setting = Setting(t, 1.5, (0.0, 1.0), 200)
-    return SegmentTable("angry", fingerprint or bank.fingerprint, setting, {"mail": setting}, None, None).document()
+    return SegmentTable("angry", fingerprint or bank.fingerprint, setting, {"mail": setting}, None).document()
 
 
 def put(client: httpx.Client, document: object, **query: int) -> dict[str, Any]:
@@ -306,4 +306,5 @@ def test_without_a_redis_a_table_lives_in_its_process(
     monkeypatch.setattr("app.bootstrap.find_server", lambda: None)
     client = serve(spec, redis_url=None).client
     assert put(client, table_at(0.2, bank))["shared"] is False
-    assert predict(client, texts="late", recipe="angry@auto", segment="mail")["recipe"] == ["angry@0.2;temperature=1.5"]
+    (answer,) = predict(client, texts="late", recipe="angry@auto", segment="mail")["predictions"]
+    assert answer["recipe"] == "angry@0.2;temperature=1.5"

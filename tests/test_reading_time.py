@@ -73,7 +73,7 @@ READERS: dict[str, tuple[Callable[[str], object], str, list[str]]] = {
         ["", "x@auto", "auto", "angry", "angry@", "@prod", "angry@0.4;", "exp:"],
     ),
     "built recipe": (COOKBOOK.read, "@+.:;=-_0 \t\n9eaé", ["", "x@auto", "angry@0.1:", "linear:angry"]),
-    "automatic": (automatic, "@:. \t\nau-_é", ["", "x@auto", "x@", "x@auto:", "x@auto:entropy", "x"]),
+    "automatic": (automatic, "@:. \t\nau-_é", ["", "x@auto", "x@", "x@auto:", "auto:", "x"]),
     "number": (NUMBER.fullmatch, "0.e-9 é", ["", "-", "0.", "1e", "1e-"]),
     "line": (lambda text: Line.read(text, COOKBOOK), ". @;:+a", ["", "angry", "angry.."]),
     "alias": (lambda text: COOKBOOK.wanted(f"@{text}"), "@-_a \té", ["", "prod"]),
@@ -128,6 +128,6 @@ def test_the_pattern_that_backtracked_is_seen() -> None:
     """What is here would have been found: the pattern that `automatic` had."""
     import re
 
-    pattern = re.compile(r"\s*(?:auto|([A-Za-z0-9_-]+)\s*@\s*auto\s*(:\s*entropy\s*)?)\s*")
+    pattern = re.compile(r"\s*(?:auto|([A-Za-z0-9_-]+)\s*@\s*auto\s*(:\s*best\s*)?)\s*")
     short, long = (seconds(pattern.fullmatch, "x@auto" + " " * length + "!") for length in (SHORT // 10, SHORT))
     assert long > FREE and long > FACTOR * short

@@ -204,7 +204,7 @@ REFUSED = [
     ({"variant": "finance", "t": [0.1]}, BadRecipe, "t is [0.1]; over the layers it runs between two numbers"),
     ({"variant": "finance", "t": [0.1, "0.9"]}, BadRecipe, "t is '0.9'; it must be a number"),
     ("finance@auto", BadRecipe, "its own t"),
-    ("finance@auto:entropy", BadRecipe, "its own t"),
+    ("finance @ auto : entropy", BadRecipe, "takes nothing after it; 'airline@auto' and 'auto' go by segment"),
     ({"variant": "finance", "t": "auto"}, BadRecipe, "its own t"),
     ({"t": "auto"}, BadRecipe, "its own t"),
     (
@@ -216,7 +216,7 @@ REFUSED = [
     ("finance@0.2+auto", BadRecipe, "'auto' is no member"),
     ("auto..finance@0.4", BadRecipe, "'auto' is no member"),
     ({"t": {"auto": 0.4}}, BadRecipe, "'auto' is no member"),
-    ("auto:entropy", BadRecipe, "name its variant, as in 'airline@auto:entropy'; 'auto' takes nothing"),
+    ("auto:entropy", BadRecipe, "'auto:entropy': 'auto' takes nothing after it"),
     ("@prod", UnknownAlias, "no alias 'prod'; aliases here: none yet"),
     (" @prod@0.4", BadRecipe, "'@prod@0.4' names no alias: an alias stands alone"),
     ("@", BadRecipe, "names no alias"),
@@ -245,7 +245,7 @@ def test_a_refusal_says_what_was_asked_and_what_would_do(
         ({"t": "auto"}, "auto", "auto"),
         ("finance@auto", "finance@auto", "finance"),
         ({"variant": "finance", "t": "auto"}, "finance@auto", "finance"),
-        (" finance @ auto : entropy ", "finance@auto:entropy", "finance"),
+        (" finance @ auto ", "finance@auto", "finance"),
     ],
 )
 def test_a_choice_for_each_text_is_read_where_it_may_be_wanted(recipe: object, text: str, table: str) -> None:
@@ -257,7 +257,7 @@ def test_a_choice_for_each_text_is_read_where_it_may_be_wanted(recipe: object, t
 @pytest.mark.parametrize(
     ("recipe", "sentence"),
     [
-        ("auto:entropy", "entropies choose a t along one line"),
+        ("finance@auto:entropy", "'auto' takes nothing after it"),
         ("auto@auto", "'auto' is no member"),
         ({"variant": "auto", "t": "auto"}, "'auto' is no member"),
         ({"t": "finance@auto"}, "does not say of which variant"),

@@ -22,7 +22,6 @@ from app.segments.fit.partial_pooling import pooled_settings
 from app.segments.fit.segment_texts import SegmentTexts
 from app.segments.fit.segments_report import text_of, write
 from app.segments.segment_classifier import buckets_of
-from app.segments.segment_selector import t_of_entropies
 from app.segments.segment_table import SegmentTable, read_table, table_of
 from app.sweep.data.dataset import Dataset
 from app.sweep.logits.local_provider import LocalProvider
@@ -161,12 +160,6 @@ def test_one_segment_is_refused() -> None:
         segmented(replace(alone, segments=np.zeros(40, dtype=np.int64), segment_names=("mail",)))
 
 
-def test_entropies_are_served_as_they_are_fitted(apart: Segmented, table: SegmentTable) -> None:
-    assert table.entropy is not None
-    ends = [torch.tensor(apart.logits[at]) for at in (0, -1)]
-    np.testing.assert_allclose(t_of_entropies(table.entropy, *ends), apart.t_by_entropy(table.entropy), atol=1e-9)
-
-
 # -- the file ------------------------------------------------------------------------------------------
 
 
@@ -180,6 +173,17 @@ def test_a_router_survives_the_file(table: SegmentTable) -> None:
     before, after = table.router, table_of(json.loads(json.dumps(table.document()))).router
     assert before is not None and after is not None
     torch.testing.assert_close(before.probabilities(texts), after.probabilities(texts), atol=2e-3, rtol=0)
+
+
+def test_an_entropy_rule_of_an_older_file_is_ignored(table: SegmentTable, caplog: pytest.LogCaptureFixture) -> None:
+    rule = {"gain": 1.0, "offset": 0.0, "base_temperature": 1.0, "variant_temperature": 1.0, "temperature": 1.3}
+    with caplog.at_level("INFO", logger="app.segments.segment_table"):
+        assert table_of(table.document() | {"entropy": rule}).document() == table.document()
+    assert caplog.messages == [
+        "the segment table of finance holds an entropy rule; it is ignored: t is chosen by segment alone"
+    ]
+    without = {name: value for name, value in table.document().items() if name != "entropy"}
+    assert table_of(without).document() == table.document()
 
 
 @pytest.mark.parametrize(

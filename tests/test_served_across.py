@@ -23,7 +23,7 @@ from app.errors import BadBank, BadSegments
 from app.main import tables_of
 from app.models.bank import Bank, BankSpec
 from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_of
-from app.segments.segment_table import Entropy, SegmentTable, Setting, table_of
+from app.segments.segment_table import SegmentTable, Setting, table_of
 from app.sweep.logits.local_provider import LocalProvider
 
 TEXTS = ["the refund came fast, great!", "they never answer. awful", "parcel is late again", "late again, awful"]
@@ -49,7 +49,6 @@ def table(bank: Bank) -> SegmentTable:
             "post": Setting(0.6, 1.0, (0.5, 0.7), 200, "angry"),
         },
         router=SegmentClassifier(names, weights, torch.tensor([0.3, 0.4, 0.0, 0.2])),
-        entropy=None,
     )
 
 
@@ -136,7 +135,7 @@ def test_what_cannot_be_chosen_is_refused(pod: Callable[[], httpx.Client]) -> No
     detail = refused(404, "auto")
     assert "no t's by segment were fitted for 'auto'; there are some for: none" in detail
     assert "`tween segments DATA` fits them" in detail and "/v1/segments/auto" in detail
-    assert "name its variant, as in 'angry@auto:entropy'" in refused(422, "auto:entropy")
+    assert "'auto' takes nothing after it" in refused(422, "auto:entropy")
     assert "'auto' is no member" in refused(422, "auto+polite@0.2")
     assert "'auto' is no member" in problem(client.post("/v1/blends", json={"recipe": "auto"}), 422)
     assert "for 'auto'" in problem(client.put("/v1/aliases/prod", json={"recipe": "auto"}), 404)
@@ -256,7 +255,6 @@ REFUSED = [
     ({"format": "tween segments 1"}, "'tween segments 2' is that of 'auto', and of no other table"),
     ({"format": "tween segments 3"}, "is not 'tween segments 1' or 'tween segments 2'"),
     ({"variant": "angry"}, "'tween segments 2' is that of 'auto', and of no other table"),
-    ({"entropy": dict.fromkeys(Entropy.__dataclass_fields__, 1.0)}, "the table of 'auto' has none"),
 ]
 
 

@@ -124,7 +124,7 @@ class PredictionReply(BaseModel):
     )
     tokens: int = Field(description="tokens read, special tokens included", examples=[9])
     truncated: bool = Field(description="the text was longer than what is read of one; the rest was ignored")
-    chosen_by: Literal["segment", "router", "pooled", "entropy"] | None = Field(
+    chosen_by: Literal["segment", "router", "pooled"] | None = Field(
         None, description="what chose t, where `auto` asked for one; `pooled`: nothing is known of the segment"
     )
     segment: str | None = Field(None, description="the segment whose t was taken, or the likeliest, with `auto`")

@@ -55,11 +55,6 @@ class SettingReply(BaseModel):
     texts: int = Field(description="labelled texts that told so")
 
 
-class EntropyReply(BaseModel):
-    gain: float = Field(description="of the difference of the ends' entropies: 1 in DaWin; at 0 it counts for nothing")
-    offset: float
-
-
 class LiveReply(BaseModel):
     version: int
     changed: datetime
@@ -71,7 +66,6 @@ class SegmentsReply(BaseModel):
     pooled: SettingReply = Field(description="for segments that are not among these")
     segments: dict[str, SettingReply]
     routed: list[str] = Field(description="segments that are told apart by a text's words, where none is named")
-    entropy: EntropyReply | None = Field(description="what `@auto:entropy` goes by")
     fitted_on_this_bank: bool = Field(description="false: other weights were measured; fit them anew")
     live: LiveReply | None = Field(description="since when it is live; null: the bank file names it")
     shared: bool = Field(
@@ -147,14 +141,13 @@ def _check_that_nobody_needs(variant: str, aliases: Aliases, experiments: Experi
 
 
 def _reply(engine: Engine, table: SegmentTable) -> SegmentsReply:
-    entropy, tables = table.entropy, engine.adaptive.tables
+    tables = engine.adaptive.tables
     live = tables.live(table.variant)
     return SegmentsReply(
         variant=table.variant,
         pooled=_setting(table.pooled),
         segments={name: _setting(setting) for name, setting in table.segments.items()},
         routed=list(table.router.segments) if table.router else [],
-        entropy=EntropyReply(gain=entropy.gain, offset=entropy.offset) if entropy else None,
         fitted_on_this_bank=table.bank == engine.bank.fingerprint,
         live=_live(live) if live else None,
         shared=tables.shared,

@@ -1,46 +1,41 @@
-"""A t for each text: `finance@auto` by the segment that it comes from, `finance@auto:entropy` by how sure the ends are,
-and `auto` a variant and its t by the segment.
+"""Chooses a recipe for each text by its segment: `finance@auto` a t, `auto` a variant and its t.
 
-A segment that the caller names is looked up in a table. Where none is named, a router guesses it from the words and the
-t's of all segments are mixed by how likely each one is, which loses less than betting on the likeliest; across variants
-only of those that want the likeliest variant. A segment that the table lacks gets what is best for all: traffic goes on
-when a channel is opened, and the reply says `pooled`.
+A segment that the caller names is looked up in a table. Without one, a classifier guesses the segment from the words,
+and the t's of all segments are averaged by their probabilities, which loses less than the likeliest segment's t; across
+variants, only segments with the likeliest variant count. A segment that the table lacks gets the pooled setting, so
+that traffic goes on when a channel is opened, and the reply says `pooled`.
 
-What comes out is an ordinary recipe for each text, and a batch takes any of them side by side. A t that is computed is
-rounded to hundredths, so that blends and remembered predictions are shared.
+The result is an ordinary recipe for each text, and a batch takes any of them side by side. A computed t is rounded to
+hundredths, so that texts share blends and cached predictions.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from app.errors import UnknownSegments
 from app.models.tokenizer import Text
 from app.names import nfc
 from app.segments.segment_registry import SegmentRegistry
-from app.segments.segment_table import Entropy, SegmentTable, Setting
+from app.segments.segment_table import SegmentTable, Setting
 from app.weights.arena import BASE
 from app.weights.auto_recipe import AUTO, Auto
 from app.weights.recipe import Cookbook, Recipe
 
 DIGITS = 2
 
-By = Literal["segment", "router", "pooled", "entropy"]
-Look = Callable[[Sequence[Text], Recipe], Awaitable[Tensor]]
-"""Gives the logits (N, C) of texts."""
+By = Literal["segment", "router", "pooled"]
 
 
 @dataclass(frozen=True)
 class SegmentChoice:
-    """What a text is run with. `by` tells what chose it, None where the caller did; `segment` is the one that was
-    named, or the likeliest."""
+    """The recipe of a text. `by` names the rule that chose it, None for the caller's own recipe; `segment` is the named
+    or the likeliest one."""
 
     recipe: Recipe
     by: By | None = None
@@ -48,7 +43,7 @@ class SegmentChoice:
 
 
 class SegmentSelector:
-    """Chooses a recipe for each text from the tables of the variants. `chosen` counts what t's were chosen by."""
+    """Chooses a recipe for each text from the segment tables. `chosen` counts the choices by rule."""
 
     def __init__(self, cookbook: Cookbook, tables: SegmentRegistry) -> None:
         self.tables = tables
@@ -56,7 +51,7 @@ class SegmentSelector:
         self._cookbook = cookbook
 
     def table(self, name: str) -> SegmentTable:
-        """That of a variant, or of `auto`. Raises `UnknownVariant`, and `UnknownSegments` where nothing was fitted."""
+        """The table of a variant, or of `auto`; raises `UnknownVariant`, and `UnknownSegments` if none was fitted."""
         if name != AUTO:
             self._cookbook.read(name)
         table = self.tables.now.get(name)
@@ -70,19 +65,14 @@ class SegmentSelector:
         return table
 
     def check(self, wanted: Recipe | Auto) -> None:
-        """Refuse what no text could be given a t by: raises as `table` does."""
+        """Refuse an automatic recipe without a table: raises as `table` does."""
         if isinstance(wanted, Auto):
-            table = self.table(wanted.table)
-            if wanted.by_entropy:
-                _entropy_of(table)
+            self.table(wanted.table)
 
-    async def choose(
-        self, texts: Sequence[Text], wanted: Sequence[Recipe | Auto], segments: Sequence[str | None], look: Look
+    def choose(
+        self, texts: Sequence[Text], wanted: Sequence[Recipe | Auto], segments: Sequence[str | None]
     ) -> list[SegmentChoice]:
-        """A recipe for each text, which asks for one or for an automatic t. `look` runs the ends for `:entropy`.
-
-        Raises as `table` does.
-        """
+        """The recipe of each text, from the wanted one and its segment; raises as `table` does."""
         made: dict[int, SegmentChoice] = {}
         by_auto: dict[Auto, list[int]] = {}
         for index, asked in enumerate(wanted):
@@ -93,10 +83,7 @@ class SegmentSelector:
         tables = {auto: self.table(auto.table) for auto in by_auto}
         for auto, indices in by_auto.items():
             mine = [texts[index] for index in indices]
-            if auto.by_entropy:
-                choices = await self._by_entropy(tables[auto], mine, look)
-            else:
-                choices = self._by_segment(tables[auto], mine, [segments[index] for index in indices])
+            choices = self._by_segment(tables[auto], mine, [segments[index] for index in indices])
             made |= zip(indices, choices, strict=True)
             self.chosen.update(str(choice.by) for choice in choices)
         return [made[index] for index in range(len(texts))]
@@ -115,7 +102,7 @@ class SegmentSelector:
         return SegmentChoice(self._at(table, setting), "segment", segment)
 
     def _routed(self, table: SegmentTable, texts: Sequence[Text]) -> list[SegmentChoice]:
-        """t and log T of the segments that want the likeliest variant, mixed by how likely each one is."""
+        """t and log T, averaged over the segments of the likeliest variant by their probabilities."""
         if not texts:
             return []
         if table.router is None:
@@ -140,33 +127,9 @@ class SegmentSelector:
             )
         ]
 
-    async def _by_entropy(self, table: SegmentTable, texts: Sequence[Text], look: Look) -> list[SegmentChoice]:
-        entropy = _entropy_of(table)
-        ends = (self._cookbook.read(name) for name in (BASE, table.variant))
-        ts = t_of_entropies(entropy, *await asyncio.gather(*(look(texts, end) for end in ends)))
-        return [SegmentChoice(self._recipe(table.variant, t, entropy.temperature), "entropy") for t in ts.tolist()]
-
     def _at(self, table: SegmentTable, setting: Setting) -> Recipe:
         return self._recipe(table.member(setting), setting.t, setting.temperature)
 
     def _recipe(self, member: str, t: float, temperature: float) -> Recipe:
         at = BASE if member == BASE else f"{member}@{t:.{DIGITS}f}"
         return self._cookbook.read(f"{at};temperature={temperature:.{DIGITS}f}")
-
-
-def _entropy_of(table: SegmentTable) -> Entropy:
-    if table.entropy is None:
-        raise UnknownSegments(f"no gain of entropies was fitted for {table.variant!r}; it has t's by segment alone")
-    return table.entropy
-
-
-def t_of_entropies(fitted: Entropy, base: Tensor, variant: Tensor) -> Tensor:
-    """t (N,) from the logits (N, C) of both ends."""
-    difference = _entropies(base / fitted.base_temperature) - _entropies(variant / fitted.variant_temperature)
-    return torch.sigmoid(fitted.gain * difference + fitted.offset)
-
-
-def _entropies(logits: Tensor) -> Tensor:
-    """Entropy (N,) of softmax(logits), nats."""
-    log_p = torch.log_softmax(logits, dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1)

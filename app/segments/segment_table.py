@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from app.names import nfc
 from app.segments.segment_classifier import BUCKETS, SegmentClassifier
 from app.weights.arena import BASE
 from app.weights.auto_recipe import AUTO
+
+log = logging.getLogger(__name__)
 
 FORMAT, ACROSS = "tween segments 1", "tween segments 2"
 """Of the table of one variant, and of the one whose settings name their members."""
@@ -46,20 +49,6 @@ class Setting:
     variant: str | None = None
 
 
-@dataclass(frozen=True)
-class Entropy:
-    """t = sigmoid(gain (H_base - H_variant) + offset), of the entropies at each end's own temperature (nats).
-
-    gain 1 and offset 0 are DaWin (arXiv 2410.03782). `temperature` is that of the answer.
-    """
-
-    gain: float
-    offset: float
-    base_temperature: float
-    variant_temperature: float
-    temperature: float
-
-
 @dataclass(frozen=True, eq=False)
 class SegmentTable:
     """What was fitted for one variant, or as `auto` for all, on the bank of that fingerprint; `pooled` is what is best
@@ -70,7 +59,6 @@ class SegmentTable:
     pooled: Setting
     segments: Mapping[str, Setting]
     router: SegmentClassifier | None
-    entropy: Entropy | None
 
     def checked(self, variant: str, variants: Sequence[str]) -> SegmentTable:
         """Itself, if it is the table of this variant of the bank, or of `auto`; else raises `BadSegments`."""
@@ -103,7 +91,7 @@ class SegmentTable:
             "bank": self.bank,
             "pooled": _filled(self.pooled),
             "segments": {name: _filled(setting) for name, setting in self.segments.items()},
-            "entropy": None if self.entropy is None else asdict(self.entropy),
+            "entropy": None,  # older services refuse a table without this key
             "router": None if self.router is None else _written(self.router),
         }
 
@@ -138,16 +126,13 @@ def table_of(document: object) -> SegmentTable:
             pooled=_setting(document["pooled"], across),
             segments=segments,
             router=None if document["router"] is None else _router(document["router"], segments),
-            entropy=None if document["entropy"] is None else _entropy(document["entropy"]),
         )
     except KeyError as missing:
         raise BadSegments(f"the table of segments has no entry {missing}") from None
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise BadSegments(f"the table of segments cannot be read: {error}") from None
-    if across and table.entropy is not None:
-        raise BadSegments(
-            "entropies choose a t along one line, so the table of 'auto' has none: 'entropy' must be null"
-        )
+    if document.get("entropy") is not None:
+        log.info("the segment table of %s holds an entropy rule; it is ignored: t is chosen by segment alone", variant)
     if not 0 < len(segments) <= MAX_SEGMENTS:
         raise BadSegments(f"the table has {len(segments)} segments; it may have 1 to {MAX_SEGMENTS}")
     return table
@@ -179,14 +164,6 @@ def _setting(value: Mapping[str, Any], across: bool) -> Setting:
         (_number("interval", low, 0, 1), _number("interval", high, 0, 1)),
         int(_number("texts", value["texts"], 0, MAX_TEXTS)),
         variant,
-    )
-
-
-def _entropy(value: Mapping[str, Any]) -> Entropy:
-    return Entropy(
-        _number("gain", value["gain"], -1_000, 1_000),
-        _number("offset", value["offset"], -1_000, 1_000),
-        *(_number(f, value[f], 0.05, 20) for f in ("base_temperature", "variant_temperature", "temperature")),
     )
 
 

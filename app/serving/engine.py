@@ -200,12 +200,7 @@ class Engine:
         if len(recipes) == len(wanted):
             return await self.predict(texts, recipes, function, cache), [SegmentChoice(recipe) for recipe in recipes]
         self._check(texts, len(wanted))
-
-        async def look(texts: Sequence[Text], recipe: Recipe) -> Tensor:
-            answer = await self.predict(texts, recipe, "none", cache)
-            return torch.tensor([prediction.scores for prediction in answer.predictions])
-
-        choices = await self.adaptive.choose(texts, wanted, segments, look)
+        choices = self.adaptive.choose(texts, wanted, segments)
         return await self.predict(texts, [choice.recipe for choice in choices], function, cache), choices
 
     async def _run_unknown(

@@ -175,10 +175,9 @@ class Cookbook:
             raise BadRecipe(f"the recipe is empty; write one such as '{self._example}' or 'base'")
         text = nfc(text)
         method, colon, rest = text.partition(":")
-        if colon and method.strip() == AUTO:
+        if colon and method.rpartition("@")[2].strip() == AUTO:
             raise BadRecipe(
-                f"{_shown(text)}: entropies choose a t along one line, so name its variant, as in "
-                f"'{self._any_variant}@auto:entropy'; 'auto' takes nothing"
+                f"{_shown(text)}: 'auto' takes nothing after it; '{self._any_variant}@auto' and 'auto' go by segment"
             )
         named = LINEAR
         if colon and "@" not in method and method != "exp":

@@ -1,7 +1,7 @@
 """What a t, or a variant and a t, by segment gains: `python -m tests.bench.segments DATA [VARIANT ...]`.
 
-DATA is a folder of domains (see `domains.py`), which are the segments, all counted alike. One t, t's by segment,
-router and gain of entropies are fitted on validation texts and judged on test texts; "guessed" never sees the segment
+DATA is a folder of domains (see `domains.py`), which are the segments, all counted alike. One t, t's by segment
+and the router are fitted on validation texts and judged on test texts; "guessed" never sees the segment
 of a test text. What the same fit gains on the test texts themselves tells how much of a gain this bank has to give. The
 rows `auto` are across the variants, and the second table holds them against each variant's own best t.
 """
@@ -87,7 +87,6 @@ def along_one(variant: str, line: Segmented, test: Segmented) -> tuple[str, NDAr
         "one t": f"{fitted.t:.2f}",
         "segment": ", ".join(by_name),
         "router": _rightly(line.texts.routed_rightly(fitted.router, test.texts), test.texts),
-        "entropy": f"gain {fitted.entropy.gain:.2f}, offset {fitted.entropy.offset:.2f}",
     }
     _print(variant, log_p, notes, test.texts, ["segment"])
     return f"{variant} {fitted.t:.2f}", log_p["one t"]

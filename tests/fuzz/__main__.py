@@ -123,7 +123,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
             b"linear:airline..finance@0.1:0.9",
             b'{"method": "linear", "from": "airline", "t": {"finance": [0.1, 0.9]}, "temperature": 1.3}',
             b'{"variant": "finance", "t": 4e-1}',
-            b"finance @ auto : entropy",
+            b"finance @ auto :",
             b"x@auto" + b" " * 2_000 + b"!",
             b"finance@" + b"1" * 1_980 + b"x",
         ],

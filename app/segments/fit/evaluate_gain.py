@@ -101,7 +101,6 @@ def fit_table(data: Segmented, variant: str, bank: str, unlabelled: Sequence[tup
             for k, name in enumerate(texts.names)
         },
         router=router_of(texts.names, *fitted.router),
-        entropy=fitted.entropy,
     )
 
 
@@ -182,11 +181,10 @@ def _sentence(chooses: str, against: str, gains: Mapping[str, Gain], routed: flo
     """What segments are worth, in plain words."""
     declared, guessed = gains["segment"], gains["router"]
     worth = "is worth declaring" if declared.loss_gained.low > 0 else "is not shown to be worth declaring"
-    entropies = f"; the ends' entropies gain {_shown(gains['entropy'])}" if "entropy" in gains else ""
     return (
         f"On held-out texts a segment {worth}: against {against}, choosing {chooses} by segment gains "
         f"{_shown(declared)}; where the segment is guessed from the words ({100 * routed:.0f} % rightly), it gains "
-        f"{_shown(guessed)}{entropies}."
+        f"{_shown(guessed)}."
     )
 
 

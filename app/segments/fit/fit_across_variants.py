@@ -131,7 +131,6 @@ class AcrossVariants:
                 for k, name in enumerate(texts.names)
             },
             router=router_of(texts.names, *fitted.router),
-            entropy=None,
         )
 
     def wanted(self, fitted: FittedAcross) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What segments ask for along one line: one t, t's by segment, and the gain of entropies, on any part of the texts."""
+"""Fits one t, and a t for each segment, along one line on any part of the texts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit, log_softmax, logit, logsumexp
+from scipy.special import log_softmax, logsumexp
 
 from app.segments.fit.partial_pooling import TEMPERATURES, PartialPooling, loss_sums, pooled_settings
 from app.segments.fit.segment_texts import SegmentTexts, Weights
-from app.segments.segment_table import Entropy
 from app.sweep.choose_t import LEVEL
 from app.sweep.scorer import ScoreSource
 from app.sweep.temperature_scaling import HIGHEST, LOWEST, fitted_beta
@@ -25,11 +23,7 @@ METHODS = {
     "one t, T by segment": "one t, a temperature by segment",
     "segment": "t by declared segment",
     "router": "t by guessed segment",
-    "dawin": "t by entropy, as published",
-    "entropy": "t by entropy, fitted gain",
 }
-DAWIN = (1.0, 0.0)
-"""Gain and offset as published: t = sigmoid(H_base - H_variant)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a part of the texts asks for. `entropy` and `dawin` are the rules with a fitted gain and as published."""
+    """The settings fitted on a part of the texts."""
 
     t: float
     temperature: float
@@ -62,8 +56,6 @@ class Fitted:
     by_segment: PartialPooling
     temperatures_at_t: NDArray[np.float64]
     router: Weights
-    entropy: Entropy
-    dawin: Entropy
 
     @property
     def scatter(self) -> float:
@@ -88,7 +80,7 @@ class Segmented:
         _, temperature = self.best()
         losses = self.losses(parts, temperatures_around(temperature))
         routers = self.texts.routers(parts, unlabelled)
-        return [self._fitted(*of_part) for of_part in zip(parts, losses, routers, strict=True)]
+        return [self._fitted(*of_part) for of_part in zip(losses, routers, strict=True)]
 
     def settings(self, fitted: Fitted, judged: Segmented) -> Mapping[str, Settings]:
         """t and temperature of every text by every method; the texts' segments are among those that were fitted."""
@@ -102,8 +94,6 @@ class Segmented:
             "one t, T by segment": (one, fitted.temperatures_at_t[own]),
             "segment": (by.t[own], by.temperature[own]),
             "router": (likely @ by.t, np.exp(likely @ np.log(by.temperature))),
-            "dawin": (judged.t_by_entropy(fitted.dawin), np.full(n, fitted.dawin.temperature)),
-            "entropy": (judged.t_by_entropy(fitted.entropy), np.full(n, fitted.entropy.temperature)),
         }
 
     def answers(self, fitted: Fitted, judged: Segmented) -> dict[str, NDArray[np.float64]]:
@@ -129,12 +119,6 @@ class Segmented:
         ts, temperatures = settings
         return np.asarray(log_softmax(self.at(np.round(ts, 2)) / temperatures[:, None], axis=1))
 
-    def t_by_entropy(self, entropy: Entropy) -> NDArray[np.float64]:
-        """t (N,), as it is served."""
-        base = _entropies(self.logits[0] / entropy.base_temperature)
-        variant = _entropies(self.logits[-1] / entropy.variant_temperature)
-        return np.asarray(expit(entropy.gain * (base - variant) + entropy.offset))
-
     def losses(self, parts: Sequence[NDArray[np.bool_]], temperatures: NDArray[np.float64]) -> list[Losses]:
         """Those of each part at these temperatures (H,)."""
         k, members = len(self.texts.names), self.texts.members(parts)
@@ -150,11 +134,10 @@ class Segmented:
         log_p = log_softmax(self.logits[t] * beta, axis=1)
         return -float(log_p[np.arange(len(self.texts)), self.texts.pool.labels] @ self.texts.pool.weights)
 
-    def _fitted(self, part: NDArray[np.bool_], losses: Losses, router: Weights) -> Fitted:
+    def _fitted(self, losses: Losses, router: Weights) -> Fitted:
         whole = losses.whole
         t, h = (int(place) for place in np.unravel_index(whole.argmin(), whole.shape))
         temperature = float(losses.temperatures[h])
-        dawin, entropy = self._entropy(part, float(self.ts[t]), temperature)
         return Fitted(
             t=float(self.ts[t]),
             temperature=temperature,
@@ -162,30 +145,7 @@ class Segmented:
             by_segment=pooled_settings(losses.means, losses.sizes, self.ts, losses.temperatures),
             temperatures_at_t=losses.temperatures_at(t, self.ts),
             router=router,
-            entropy=entropy,
-            dawin=dawin,
         )
-
-    def _entropy(self, part: NDArray[np.bool_], t: float, temperature: float) -> tuple[Entropy, Entropy]:
-        """The published rule and the best gain and offset, each with the temperature that fits its answers."""
-        labels, weights = self.texts.pool.labels, self.texts.pool.restricted(part)
-        ends = np.clip(1 / fitted_beta(self.logits[[0, -1]], labels, weights), LOWEST, HIGHEST)
-
-        def ruled(gain: float, offset: float, at: float) -> Entropy:
-            return Entropy(float(gain), float(offset), float(ends[0]), float(ends[1]), at)
-
-        def misfit(rule: NDArray[np.float64]) -> float:
-            log_p = log_softmax(self.at(self.t_by_entropy(ruled(rule[0], rule[1], 1.0))) / temperature, axis=1)
-            return -float(log_p[np.arange(len(labels)), labels] @ weights)
-
-        starts = (np.array([0.0, float(logit(np.clip(t, 0.02, 0.98)))]), np.array(DAWIN))
-        reached = [minimize(misfit, s, method="Nelder-Mead", options={"maxiter": 150}).x for s in starts]
-        found = min(reached, key=misfit)
-        made = []
-        for gain, offset in (DAWIN, np.clip(found, -20, 20)):
-            answers = self.at(self.t_by_entropy(ruled(gain, offset, 1.0)))
-            made.append(ruled(gain, offset, float(np.clip(1 / fitted_beta(answers, labels, weights), LOWEST, HIGHEST))))
-        return made[0], made[1]
 
 
 def temperatures_around(temperature: float) -> NDArray[np.float64]:
@@ -198,9 +158,3 @@ def interval_of(misfit: NDArray[np.float64], ts: NDArray[np.float64]) -> tuple[f
     reached = np.exp(-misfit - logsumexp(-misfit)).cumsum()
     low, high = (ts[(reached >= edge - 1e-12).argmax()] for edge in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)
-
-
-def _entropies(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy (N,) of softmax(logits (N, C)), nats."""
-    log_p = log_softmax(logits, axis=1)
-    return np.asarray(-(np.exp(log_p) * log_p).sum(axis=1))
