@@ -58,11 +58,11 @@ from app.cache.bank_manifest_store import BankManifestStore
 from app.cache.memory_tier import MemoryTier
 from app.cache.prediction_cache import PredictionCache
 from app.cache.tiers import Ladder
+from app.cluster.cancel import cancel_all
 from app.cluster.document_store import DocumentStore
 from app.cluster.rate_limit_store import RateLimitStore
 from app.cluster.redis_client import AnyRedis
 from app.cluster.redis_headroom import Headroom
-from app.cluster.replicated import CANCEL_SECONDS
 from app.errors import BadBank, BadSegments, BadSettings, TweenError
 from app.experiments.bandit_loop import BanditLoop
 from app.experiments.events.event_ledger import EventLedger
@@ -415,14 +415,7 @@ async def open_ledger(
 def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:
     """Have something go on in the background until the service ends."""
     task = asyncio.create_task(_told(work))
-
-    async def end() -> None:
-        while not task.done():
-            # Again and again: a connection that is being made swallows the first of them.
-            task.cancel()
-            await asyncio.wait([task], timeout=CANCEL_SECONDS)
-
-    resources.push_async_callback(end)
+    resources.push_async_callback(cancel_all, [task])
 
 
 async def _told(work: Coroutine[Any, Any, None]) -> None:

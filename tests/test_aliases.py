@@ -17,6 +17,7 @@ from redis import Redis
 from servers import messages_lost, server, until
 from torch import Tensor
 
+from app.cluster import replicated
 from app.models.bank import BankSpec
 from app.serving import aliases as module
 from app.serving import prewarm
@@ -414,7 +415,7 @@ def test_deleted_aliases_are_forgotten_in_the_end(
 ) -> None:
     client = pod()
     put(client, "old", "base")
-    monkeypatch.setattr(module, "FORGET_SECONDS", 0)
+    monkeypatch.setattr(replicated, "FORGET_SECONDS", 0)
     client.delete("/v1/aliases/old")
     until(lambda: not redis.hexists("tween:aliases", "old"))
     until(lambda: client.put("/v1/aliases/old", json={"recipe": "base", "version": 0}).json()["version"] == 1)

@@ -19,7 +19,7 @@ from servers import server, until
 from test_experiments import ARMS, get, met, put
 from test_meetings import Book, predict
 
-from app.experiments import leader_loop
+from app.cluster import leader_loop
 from app.experiments.assignment import assign
 from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import DAY, Experiment

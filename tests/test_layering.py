@@ -46,6 +46,7 @@ MAY_KNOW = {
         "sweep",
         "experiments",
         "serving",
+        "cluster",
         "weights",
         "fastapi",
         "pydantic",

@@ -18,9 +18,9 @@ from servers import messages_lost, until
 from test_http import predict, problem
 
 from app.cli.segments_command import add_segments, put_live, run_segments
+from app.cluster import replicated
 from app.errors import BadData, BadSegments
 from app.models.bank import Bank, BankSpec
-from app.segments import segment_registry
 from app.segments.segment_registry import SegmentRegistry
 from app.segments.segment_table import SegmentTable, Setting, read_table
 from app.sweep.logits.local_provider import LocalProvider
@@ -88,7 +88,7 @@ def test_a_change_may_be_bound_to_a_version(pod: Callable[[], httpx.Client], ban
         body = {"json": table_at(0.9, bank)} if method == "PUT" else {}
         return problem(client.request(method, "/v1/segments/angry", params={"version": version}, **body), 409)
 
-    assert "no table is live for 'angry', so it is not at version 1" in refused("PUT", 1)
+    assert "the live table of 'angry' does not exist, so it is not at version 1" in refused("PUT", 1)
     put(client, table_at(0.1, bank), version=0)
     assert "is at version 1, not 0" in refused("PUT", 0)
     put(client, table_at(0.2, bank), version=1)
@@ -295,7 +295,7 @@ def test_a_table_that_was_taken_away_is_forgotten_in_the_end(
 ) -> None:
     client = pod()
     put(client, table_at(0.2, bank))
-    monkeypatch.setattr(segment_registry, "FORGET_SECONDS", 0)
+    monkeypatch.setattr(replicated, "FORGET_SECONDS", 0)
     client.delete("/v1/segments/angry")
     until(lambda: not redis.hexists("tween:segments", "angry"))
 

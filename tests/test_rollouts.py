@@ -18,8 +18,8 @@ from servers import until
 from test_experiments import detail, get, put, step
 from test_meetings import Book, predict
 
+from app.cluster import leader_loop
 from app.errors import RedisUnavailable
-from app.experiments import leader_loop
 from app.experiments.events.event_ledger import EventLedger
 from app.experiments.events.exposure import Exposure
 from app.experiments.rollout import Evidence, RolloutPlan

@@ -15,8 +15,9 @@ from app.api.health_routes import TheEngine
 from app.api.http_server.header_text import Actor
 from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField, RecipeField
 from app.api.problems import Problem
+from app.cluster.replicated import Change
 from app.serving.alias_history import Alias, Version
-from app.serving.aliases import Aliases, Move
+from app.serving.aliases import Aliases
 from app.weights.recipe import names_alias
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
@@ -96,7 +97,7 @@ async def put_alias(
     if not names_alias(body.recipe):
         engine.adaptive.check(engine.cookbook.wanted(body.recipe))
     move = await engine.aliases.move(name, body.recipe, body.version, by)
-    response.status_code = 201 if move.made else 200
+    response.status_code = 201 if move.created else 200
     return _move(engine.aliases, move)
 
 
@@ -105,7 +106,7 @@ async def put_alias(
 async def delete_alias(engine: TheEngine, name: NameField, version: IfVersion = None, by: Actor = None) -> VersionReply:
     """Take an alias away. Its history is kept for a week: a rollback brings it back."""
     move = await engine.aliases.delete(name, version, by)
-    return _version(move.alias.versions[-1])
+    return _version(move.document.versions[-1])
 
 
 @router.post("/{name}/rollback")
@@ -127,5 +128,5 @@ def _alias(aliases: Aliases, alias: Alias) -> AliasReply:
     )
 
 
-def _move(aliases: Aliases, move: Move) -> MoveReply:
-    return MoveReply(**_alias(aliases, move.alias).model_dump(), pods_asked=move.asked, pods_warm=move.warm)
+def _move(aliases: Aliases, move: Change[Alias]) -> MoveReply:
+    return MoveReply(**_alias(aliases, move.document).model_dump(), pods_asked=move.asked, pods_warm=move.warm)

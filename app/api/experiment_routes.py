@@ -17,10 +17,11 @@ from app.api.meetings import TheExperiments
 from app.api.outcome_routes import TheLedger
 from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField
 from app.api.problems import Problem
+from app.cluster.replicated import Change
 from app.errors import BadExperiment
 from app.experiments.assignment import check_unit
 from app.experiments.experiment import Experiment, Status
-from app.experiments.experiment_registry import ExperimentChange, ExperimentRegistry
+from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.record import Record
 from app.experiments.rollout import Rollout, RolloutPlan
 from app.experiments.rollouts import Rollouts
@@ -184,7 +185,7 @@ async def put_experiment(
     for auto in filter(None, (automatic(arm.recipe) for arm in body.arms)):
         engine.adaptive.check(auto)
     change = await experiments.define(name, body, version, by)
-    response.status_code = 201 if change.made else 200
+    response.status_code = 201 if change.created else 200
     return _changed(experiments, change)
 
 
@@ -213,8 +214,8 @@ async def delete_experiment(
 ) -> DeletedExperimentReply:
     """Delete an experiment that does not run, and all that it has counted, on every pod. Its name is free again."""
     change = await experiments.delete(name, version, by)
-    await ledger.forget(name, change.record.phase)
-    return DeletedExperimentReply(name=change.record.name, version=change.record.version)
+    await ledger.forget(name, change.document.phase)
+    return DeletedExperimentReply(name=change.document.name, version=change.document.version)
 
 
 @router.delete("/{name}/units/{unit:path}")
@@ -271,7 +272,7 @@ async def promote(
     """Bring an arm's recipe behind an alias: at once, or for a growing share of units, back if a guardrail fails."""
     if not body.guarded:
         move = await rollouts.promote(name, body.arm, body.alias, by, body.force)
-        return PromotionReply(alias=body.alias, recipe=str(move.alias.recipe), rollout=None)
+        return PromotionReply(alias=body.alias, recipe=str(move.document.recipe), rollout=None)
     plan = RolloutPlan(steps=body.steps, step_seconds=body.step_seconds, step_units=body.step_units)
     record = await rollouts.begin(name, body.arm, body.alias, plan, by, body.force)
     response.status_code = 202
@@ -314,6 +315,6 @@ def _reply(experiments: ExperimentRegistry, record: Record, waits_for: list[str]
     )
 
 
-def _changed(experiments: ExperimentRegistry, change: ExperimentChange) -> ChangeReply:
-    reply = _reply(experiments, change.record)
+def _changed(experiments: ExperimentRegistry, change: Change[Record]) -> ChangeReply:
+    reply = _reply(experiments, change.document)
     return ChangeReply(**reply.model_dump(), pods_asked=change.asked, pods_warm=change.warm)

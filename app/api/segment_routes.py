@@ -110,7 +110,7 @@ async def put_segments(
     """Put a table live on every pod, in place of the one that is live or in the bank file. Blends of its t's are made
     when they are first asked for."""
     replaced = await engine.adaptive.tables.put(variant, table, version, by)
-    response.status_code = 201 if replaced.made else 200
+    response.status_code = 201 if replaced.created else 200
     return _reply(engine, engine.adaptive.table(variant))
 
 

@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from app.cluster.cancel import cancel_all
 from app.cluster.document_store import DocumentStore, Snapshot
-from app.errors import RedisUnavailable
+from app.errors import RedisUnavailable, TweenError
+from app.names import MAX_NAME
 
 log = logging.getLogger(__name__)
 
-CANCEL_SECONDS = 0.2
-"""Between attempts to end what goes on in the background."""
 CHECK_SECONDS = 0.5
 """How often the mark is compared: every pod sees a change within a second even if its message is lost."""
+ATTEMPTS = 10
+"""How often a change without a version is tried while others change the same document."""
+FORGET_SECONDS = 7 * 24 * 3600
+"""After which a deleted document is forgotten, its version numbers too."""
 
 
 class Document(Protocol):
@@ -34,10 +40,25 @@ class Document(Protocol):
     @property
     def version(self) -> int: ...
 
+    @property
+    def gone_since(self) -> float | None:
+        """When it was deleted, seconds since 1970; 0: it has never existed; None: it exists."""
+
     def encoded(self) -> bytes: ...
 
 
 D = TypeVar("D", bound=Document)
+
+
+@dataclass(frozen=True)
+class Change(Generic[D]):
+    """A document after a change, whether that created it, how many pods were asked to have its blends in memory first,
+    and how many had them."""
+
+    document: D
+    created: bool
+    asked: int
+    warm: int
 
 
 class Replicated(Generic[D]):
@@ -49,17 +70,21 @@ class Replicated(Generic[D]):
         store: DocumentStore | None,
         decode: Callable[[str, bytes], D | None],
         on_change: Callable[[D], Awaitable[None]],
-        is_forgotten: Callable[[D], bool] = lambda document: False,
+        conflict: type[TweenError],
+        noun: str,
         on_question: Callable[[str, str], Coroutine[None, None, None]] | None = None,
     ) -> None:
         """`decode` gives None for what is none of ours. `on_change` is awaited with each document that is new here,
-        the newest of a name last if at all; `on_question` with ticket and recipe when pods are to have a blend."""
+        the newest of a name last if at all; `on_question` with ticket and recipe when pods are to have a blend.
+        `conflict` is raised where a change starts from another version; `noun` is what its sentence calls a document.
+        """
         self.known: dict[str, D] = {}
         self._kind = kind
         self._store = store
         self._decode = decode
         self._on_change = on_change
-        self._is_forgotten = is_forgotten
+        self._conflict = conflict
+        self._noun = noun
         self._on_question = on_question
         self._read: Snapshot | None = None
         self._news = asyncio.Event()
@@ -81,12 +106,48 @@ class Replicated(Generic[D]):
         self.spawn(self._listen(self._store))
 
     async def close(self) -> None:
-        pending = set(self._tasks)
-        while pending:
-            # Again and again: a connection that is being made swallows the first of them.
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        await cancel_all(self._tasks)
+
+    async def change(
+        self,
+        empty: D,
+        version: int | None,
+        change: Callable[[D], D],
+        prepare: Callable[[D], AbstractAsyncContextManager[tuple[int, int]]] | None = None,
+    ) -> Change[D]:
+        """Compare and set: read the newest document of a name (`empty` where there is none), change it, and put it in
+        that one's place on every pod; once more where another change came between.
+
+        `prepare` is entered before, around the write, and gives how many pods were asked for the blends and have them.
+        With a `version`, the change is made only from that one (0: where there is none). Raises the `conflict`,
+        `RedisUnavailable`, and what `change` and `prepare` raise.
+        """
+        for _ in range(ATTEMPTS):
+            read, before = await self.newest(empty.name, empty)
+            self._check_version(before, version)
+            after = change(before)
+            if after is before:
+                return Change(before, False, 0, 0)
+            async with prepare(after) if prepare else nullcontext((0, 0)) as (asked, warm):
+                if await self.replace(read, before, after):
+                    await self.adopt(after)
+                    return Change(after, before.gone_since is not None, asked, warm)
+        raise self._conflict(f"{self._called(empty)} is changed by others again and again; try later")
+
+    def _check_version(self, document: D, version: int | None) -> None:
+        exists = document.gone_since is None
+        if version is None or version == document.version or (version == 0 and not exists):
+            return
+        if not exists:
+            raise self._conflict(
+                f"{self._called(document)} does not exist, so it is not at version {version}; 0 stands for that"
+            )
+        raise self._conflict(
+            f"{self._called(document)} is at version {document.version}, not {version}; look at it and decide again"
+        )
+
+    def _called(self, document: D) -> str:
+        return f"{self._noun} {document.name[:MAX_NAME]!r}"
 
     async def newest(self, name: str, otherwise: D) -> tuple[bytes | None, D]:
         """The document in Redis, and the newest that is known of it there or here."""
@@ -148,7 +209,7 @@ class Replicated(Generic[D]):
             newest = other if other and (mine is None or other.version >= mine.version) else mine
             if newest is None:
                 log.warning("%s: the document of %r in redis is not one of ours", self._kind, name)
-            elif self._is_forgotten(newest):
+            elif newest.gone_since is not None and time.time() - newest.gone_since > FORGET_SECONDS:
                 await store.swap(name, shelf.documents.get(name), None)
                 self.known.pop(name, None)
             elif newest is mine:
@@ -171,8 +232,3 @@ class Replicated(Generic[D]):
             except Exception:
                 log.exception("%s: listening failed", self._kind)  # and goes on: messages are hints, but quick ones
             await asyncio.sleep(CHECK_SECONDS)
-
-
-def stands_at(version: int, exists: bool, asked: int | None) -> bool:
-    """Whether a change may be made that asks for a version: any, this one, or 0 for what does not exist."""
-    return asked is None or asked == version or (asked == 0 and not exists)

@@ -16,10 +16,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from app.cluster.document_store import DocumentStore
-from app.errors import ExperimentConflict
+from app.cluster.leader_loop import run_as_leader
+from app.errors import ExperimentConflict, RedisUnavailable, UnknownExperiment
 from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment_registry import ExperimentRegistry
-from app.experiments.leader_loop import drive
 from app.experiments.record import Record
 from app.experiments.stats.dose_response import doses_of
 from app.experiments.stats.report_builder import failing_arms
@@ -51,10 +51,11 @@ class BanditLoop:
 
     async def run(self) -> None:
         """Look at guardrails and work out the shares that are due, until cancelled."""
-        await drive(self._experiments, self._store, self._is_due, self._look_after)
+        expected = (RedisUnavailable, ExperimentConflict, UnknownExperiment)
+        await run_as_leader(self._due, self._store, self._look_after, expected)
 
-    def _is_due(self, record: Record) -> bool:
-        return record.is_guarded or record.is_due(self.clock())
+    def _due(self) -> list[Record]:
+        return [one for one in self._experiments.all() if one.is_guarded or one.is_due(self.clock())]
 
     async def _look_after(self, record: Record) -> None:
         sums = [phase for phase in await self.sums(record.name) if phase.phase >= record.judged_from]

@@ -14,10 +14,11 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from app.cluster.document_store import DocumentStore
-from app.cluster.replicated import Replicated, stands_at
+from app.cluster.replicated import Change, Replicated
 from app.errors import BadExperiment, ExperimentConflict, RedisUnavailable, TweenError, UnknownExperiment
 from app.experiments.assignment import Assignment, assign
 from app.experiments.events.exposure import Exposure, Ledger
@@ -36,26 +37,11 @@ log = logging.getLogger(__name__)
 
 PREFIX = "exp:"
 """What a recipe begins with that names an experiment."""
-ATTEMPTS = 10
-"""How often a change without a version is tried while others change the same experiment."""
 MAX_EXPERIMENTS = 500
 MAX_ARCHIVED = 1_000
-FORGET_SECONDS = 7 * 24 * 3600
-"""After which a deleted experiment is forgotten, the numbers of its versions and phases too."""
 CLOCK_SECONDS = 1.0
 """How often it is looked whether an experiment's time is over."""
 KEPT_WARM: tuple[Status, ...] = ("running", "paused")
-
-
-@dataclass(frozen=True)
-class ExperimentChange:
-    """A record after a change, whether that made it, how many pods were asked to have the arms' blends in memory first,
-    and how many had all of them."""
-
-    record: Record
-    made: bool
-    asked: int
-    warm: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +83,9 @@ class ExperimentRegistry:
         self._cookbook = cookbook
         self._warmth = warmth
         self._sticky = sticky or StickyAssignment(None, "")
-        self._following = Replicated("experiments", store, Record.decoded, self._follow, _is_forgotten)
+        self._following = Replicated(
+            "experiments", store, Record.decoded, self._follow, ExperimentConflict, "experiment"
+        )
         self._served: dict[str, _Served] = {}
         self._rollouts: dict[str, _Served] = {}
         """What is being rolled out, by the alias."""
@@ -225,7 +213,7 @@ class ExperimentRegistry:
 
     async def define(
         self, name: str, definition: Experiment, version: int | None = None, by: str | None = None
-    ) -> ExperimentChange:
+    ) -> Change[Record]:
         """Make an experiment, or give it another definition, on every pod.
 
         With a `version`, only if it is at that one (0: if it does not exist). Raises `BadExperiment` for an impossible
@@ -236,7 +224,7 @@ class ExperimentRegistry:
 
     async def set_status(
         self, name: str, status: Status, version: int | None = None, by: str | None = None
-    ) -> ExperimentChange:
+    ) -> Change[Record]:
         """Start, pause or stop an experiment on every pod; raises `UnknownExperiment`, and as `define` does."""
 
         def changed(record: Record) -> Record:
@@ -244,11 +232,11 @@ class ExperimentRegistry:
 
         return await self._change(name, version, changed)
 
-    async def archive(self, name: str, version: int | None = None, by: str | None = None) -> ExperimentChange:
+    async def archive(self, name: str, version: int | None = None, by: str | None = None) -> Change[Record]:
         """Put an experiment that does not run out of the way; raises as `set_status` does."""
         return await self._change(name, version, lambda record: self._existing(record).archive(by))
 
-    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> ExperimentChange:
+    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> Change[Record]:
         """Delete an experiment that does not run, on every pod; raises as `set_status` does."""
         return await self._change(name, version, lambda record: self._existing(record).remove(by))
 
@@ -258,7 +246,7 @@ class ExperimentRegistry:
 
     async def roll(self, name: str, change: Callable[[Record], Record]) -> Record:
         """Change an experiment as the service itself does; raises what `change` raises, and `RedisUnavailable`."""
-        return (await self._change(name, None, change)).record
+        return (await self._change(name, None, change)).document
 
     async def apply(self, definitions: Mapping[str, Experiment], by: str) -> None:
         """Do what a file says that it has not said before, as soon as Redis answers.
@@ -305,25 +293,19 @@ class ExperimentRegistry:
         except TweenError as reason:
             raise type(reason)(f"arm {arm.name!r}: {reason}") from None
 
-    async def _change(self, name: str, version: int | None, change: Callable[[Record], Record]) -> ExperimentChange:
-        for _ in range(ATTEMPTS):
-            document, before = await self._following.newest(name, Record(name=name))
-            _check_version(before, version)
+    async def _change(self, name: str, version: int | None, change: Callable[[Record], Record]) -> Change[Record]:
+        def checked(before: Record) -> Record:
             after = change(before)
-            if after is before:
-                return ExperimentChange(before, False, 0, 0)
-            self._check_room(before, after)
-            starts = after.definition is not None and after.status == "running"
-            kept = self._keep(after) if starts and not self._has_arms_of(after) else []
-            try:
-                asked, warm = await self._warm_everywhere(kept)
-                if await self._following.replace(document, before, after):
-                    await self._following.adopt(after)
-                    return ExperimentChange(after, before.definition is None, asked, warm)
-            finally:
-                for one in kept:
-                    one.let_go()
-        raise ExperimentConflict(f"experiment {name!r} is changed by others again and again; try later")
+            if after is not before:
+                self._check_room(before, after)
+            return after
+
+        def prepared(record: Record) -> AbstractAsyncContextManager[tuple[int, int]]:
+            starts = record.definition is not None and record.status == "running"
+            arms = record.experiment.arms if starts and not self._has_arms_of(record) else []
+            return self._warmth.ahead(self._cookbook.wanted(arm.recipe) for arm in arms)
+
+        return await self._following.change(Record(name=name), version, checked, prepared)
 
     def _existing(self, record: Record) -> Record:
         if record.definition is None:
@@ -359,12 +341,6 @@ class ExperimentRegistry:
         if served is None or served.record.status not in KEPT_WARM:
             return False
         return {arm.recipe for arm in record.experiment.arms} <= {arm.recipe for arm in served.record.experiment.arms}
-
-    async def _warm_everywhere(self, kept: list[PinnedBlend]) -> tuple[int, int]:
-        if not kept:
-            return 0, 0
-        pods = await asyncio.gather(*(self._warmth.everywhere(one) for one in kept))
-        return max(asked for asked, _ in pods), min(warm for _, warm in pods)
 
     # -- following what all pods agreed on -------------------------------------------------------------
 
@@ -440,17 +416,3 @@ class ExperimentRegistry:
         if record is None or record.definition is None:
             return self._unknown(name)
         return UnknownExperiment(f"experiment {name!r} has an arm that the bank of this pod cannot make")
-
-
-def _is_forgotten(record: Record) -> bool:
-    return record.definition is None and time.time() - (record.deleted or 0.0) > FORGET_SECONDS
-
-
-def _check_version(record: Record, version: int | None) -> None:
-    if stands_at(record.version, record.definition is not None, version):
-        return
-    if record.definition is None:
-        raise ExperimentConflict(f"experiment {record.name!r} does not exist, so it is not at version {version}")
-    raise ExperimentConflict(
-        f"experiment {record.name!r} is at version {record.version}, not {version}; look at it and decide again"
-    )

@@ -85,6 +85,11 @@ class Record(_Part):
         return self.definition
 
     @property
+    def gone_since(self) -> float | None:
+        """When it was deleted, seconds since 1970; 0: it has never existed; None: it exists."""
+        return None if self.definition is not None else self.deleted or 0.0
+
+    @property
     def status(self) -> Status:
         return self.experiment.status
 

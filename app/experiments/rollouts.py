@@ -18,12 +18,14 @@ import time
 from typing import Protocol
 
 from app.cluster.document_store import DocumentStore
-from app.errors import ExperimentConflict, RedisUnavailable, UnknownExperiment
+from app.cluster.leader_loop import run_as_leader
+from app.cluster.replicated import Change
+from app.errors import AliasConflict, ExperimentConflict, RedisUnavailable, UnknownExperiment
 from app.experiments.experiment_registry import ExperimentRegistry
-from app.experiments.leader_loop import drive
 from app.experiments.record import Record
 from app.experiments.rollout import OWN, Evidence, Rollout, RolloutPlan
-from app.serving.aliases import Aliases, Move
+from app.serving.alias_history import Alias
+from app.serving.aliases import Aliases
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,9 @@ class Rollouts:
         self._aliases = aliases
         self._store = store
 
-    async def promote(self, name: str, arm: str, alias: str, by: str | None = None, force: bool = False) -> Move:
+    async def promote(
+        self, name: str, arm: str, alias: str, by: str | None = None, force: bool = False
+    ) -> Change[Alias]:
         """Point the alias at the arm's recipe, on every pod at once; raises as `Aliases.move` does, and
         `ExperimentConflict` where the report speaks against it and no `force` is used."""
         recipe = self._recipe(name, arm)
@@ -125,7 +129,11 @@ class Rollouts:
 
     async def run(self) -> None:
         """Take the steps that are due, until cancelled."""
-        await drive(self._experiments, self._store, _is_going, self._look_after)
+        expected = (RedisUnavailable, ExperimentConflict, AliasConflict, UnknownExperiment)
+        await run_as_leader(self._going, self._store, self._look_after, expected)
+
+    def _going(self) -> list[Record]:
+        return [one for one in self._experiments.all() if _is_going(one)]
 
     async def _look_after(self, record: Record) -> None:
         """What is to be done now, if anything is."""

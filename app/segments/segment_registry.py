@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from app.cluster.document_store import DocumentStore
-from app.cluster.replicated import Replicated, stands_at
+from app.cluster.replicated import Change, Replicated
 from app.errors import BadSegments, SegmentsConflict, TweenError, UnknownSegments
 from app.segments.segment_table import SegmentTable, table_of
 from app.weights.arena import BASE
@@ -23,11 +23,6 @@ from app.weights.auto_recipe import AUTO
 from app.weights.recipe import Cookbook
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS = 10
-"""How often a change without a version is tried while others change the same table."""
-FORGET_SECONDS = 7 * 24 * 3600
-"""After which a table that was taken away is forgotten, its version numbers too."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,11 @@ class LiveTable:
     table: str | None = None
     changed: float = 0.0
     by: str | None = None
+
+    @property
+    def gone_since(self) -> float | None:
+        """When it was taken away; 0: there has never been one; None: it is live."""
+        return self.changed if self.table is None else None
 
     def with_table(self, table: str | None, by: str | None) -> LiveTable:
         """One version later; itself, if that is its table already."""
@@ -67,14 +67,6 @@ class LiveTable:
         return live if sound else None
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """A live table after a change, and whether there was none before."""
-
-    live: LiveTable
-    made: bool
-
-
 class SegmentRegistry:
     """By variant or `auto`, the table that this pod goes by: `now`."""
 
@@ -86,7 +78,9 @@ class SegmentRegistry:
         self._cookbook = cookbook
         self._fingerprint = fingerprint
         self._filed = filed
-        self._following = Replicated("segments", store, LiveTable.decoded, self._follow, _is_forgotten)
+        self._following = Replicated(
+            "segments", store, LiveTable.decoded, self._follow, SegmentsConflict, "the live table of"
+        )
 
     @property
     def shared(self) -> bool:
@@ -113,7 +107,9 @@ class SegmentRegistry:
             live if live and live.table is not None and self.now.get(variant) is not self._filed.get(variant) else None
         )
 
-    async def put(self, variant: str, document: object, version: int | None = None, by: str | None = None) -> Replaced:
+    async def put(
+        self, variant: str, document: object, version: int | None = None, by: str | None = None
+    ) -> Change[LiveTable]:
         """Have every pod go by a table, as `tween segments` writes it.
 
         With a `version`, only if the live one is at that (0: if none is live), else `SegmentsConflict`. Raises
@@ -129,7 +125,7 @@ class SegmentRegistry:
                 "loaded here; `tween segments` fits it anew"
             )
         text = json.dumps(table.document(), sort_keys=True)
-        return await self._change(variant, version, lambda live: live.with_table(text, by))
+        return await self._following.change(LiveTable(variant), version, lambda live: live.with_table(text, by))
 
     async def delete(self, variant: str, version: int | None = None, by: str | None = None) -> LiveTable:
         """Take the live table away, on every pod; raises `UnknownSegments` if there is none, and as `put` does."""
@@ -139,19 +135,7 @@ class SegmentRegistry:
                 raise UnknownSegments(f"no table of segments is live for {variant[:64]!r}")
             return live.with_table(None, by)
 
-        return (await self._change(variant, version, deleted)).live
-
-    async def _change(self, name: str, version: int | None, change: Callable[[LiveTable], LiveTable]) -> Replaced:
-        for _ in range(ATTEMPTS):
-            document, before = await self._following.newest(name, LiveTable(name))
-            _check_version(before, version)
-            after = change(before)
-            if after is before:
-                return Replaced(before, False)
-            if await self._following.replace(document, before, after):
-                await self._following.adopt(after)
-                return Replaced(after, before.table is None)
-        raise SegmentsConflict(f"the table of {name!r} is changed by others again and again; try later")
+        return (await self._following.change(LiveTable(variant), version, deleted)).document
 
     # -- following what all pods agreed on -------------------------------------------------------------
 
@@ -188,19 +172,3 @@ class SegmentRegistry:
             except TweenError as reason:
                 raise BadSegments(f"segment {name[:60]!r}: {reason}") from None
         return table
-
-
-def _check_version(live: LiveTable, version: int | None) -> None:
-    if stands_at(live.version, live.table is not None, version):
-        return
-    if live.table is None:
-        raise SegmentsConflict(
-            f"no table is live for {live.name!r}, so it is not at version {version}; 0 stands for that"
-        )
-    raise SegmentsConflict(
-        f"the table of {live.name!r} is at version {live.version}, not {version}; look at it and decide again"
-    )
-
-
-def _is_forgotten(live: LiveTable) -> bool:
-    return live.table is None and time.time() - live.changed > FORGET_SECONDS

@@ -41,6 +41,13 @@ class Alias:
     def recipe(self) -> str | None:
         return self.versions[-1].recipe if self.versions else None
 
+    @property
+    def gone_since(self) -> float | None:
+        """When it was deleted; 0: it has never existed; None: it exists."""
+        if self.recipe is not None:
+            return None
+        return self.versions[-1].changed if self.versions else 0.0
+
     def moved(self, recipe: str | None, by: str | None) -> Alias:
         """The alias with one version more; itself, if it points there already."""
         if self.recipe == recipe:

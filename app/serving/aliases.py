@@ -19,12 +19,11 @@ How pods agree, and what becomes of aliases without Redis, is in `replicated.py`
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
 
 from app.cluster.document_store import DocumentStore
-from app.cluster.replicated import Replicated, stands_at
+from app.cluster.replicated import Change, Replicated
 from app.errors import AliasConflict, BadAlias, BadRecipe, TweenError, UnknownAlias
 from app.names import MAX_NAME, is_name
 from app.serving.alias_history import Alias
@@ -37,22 +36,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT = "prod"
 """The alias that requests without a recipe mean, where it exists."""
-ATTEMPTS = 10
-"""How often a move without a version is tried while others move the same alias."""
 MAX_ALIASES = 100
-FORGET_SECONDS = 7 * 24 * 3600
-"""After which a deleted alias is forgotten, its version numbers too."""
-
-
-@dataclass(frozen=True)
-class Move:
-    """An alias after a change, whether that made it, how many pods were asked to have its blend in memory first, and
-    how many had it."""
-
-    alias: Alias
-    made: bool
-    asked: int
-    warm: int
 
 
 class Aliases:
@@ -63,7 +47,7 @@ class Aliases:
         self._cookbook = cookbook
         self._blends = blends
         self._following = Replicated(
-            "aliases", store, Alias.decoded, self._follow, _is_forgotten, on_question=self.warmth.prepare
+            "aliases", store, Alias.decoded, self._follow, AliasConflict, "alias", self.warmth.prepare
         )
         self._kept: dict[str, PinnedBlend] = {}
 
@@ -97,7 +81,7 @@ class Aliases:
         recipe = self._recipe(alias)
         return self._blends.key(recipe) if isinstance(recipe, Recipe) else None
 
-    async def move(self, name: str, recipe: object, version: int | None = None, by: str | None = None) -> Move:
+    async def move(self, name: str, recipe: object, version: int | None = None, by: str | None = None) -> Change[Alias]:
         """Point an alias at a recipe, on every pod, and make it if there is none of that name.
 
         With a `version`, only if it is at that one (0: if it does not exist), else `AliasConflict`. Raises `BadAlias`
@@ -119,7 +103,7 @@ class Aliases:
 
         return await self._change(name, version, moved)
 
-    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> Move:
+    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> Change[Alias]:
         """Take an alias away; raises `UnknownAlias`, and as `move` does."""
 
         def deleted(alias: Alias) -> Alias:
@@ -129,7 +113,7 @@ class Aliases:
 
         return await self._change(name, version, deleted)
 
-    async def step_back(self, name: str, version: int | None = None, by: str | None = None) -> Move:
+    async def step_back(self, name: str, version: int | None = None, by: str | None = None) -> Change[Alias]:
         """Point an alias where it pointed before, which is a version of its own; raises as `delete` does."""
 
         def stepped_back(alias: Alias) -> Alias:
@@ -141,23 +125,11 @@ class Aliases:
 
     # -- a move ----------------------------------------------------------------------------------------
 
-    async def _change(self, name: str, version: int | None, change: Callable[[Alias], Alias]) -> Move:
-        for _ in range(ATTEMPTS):
-            document, before = await self._following.newest(name, Alias(name))
-            _check_version(before, version)
-            after = change(before)
-            if after is before:
-                return Move(before, False, 0, 0)
-            kept = self._keep(None if after.recipe is None else self._cookbook.wanted(after.recipe))
-            try:
-                asked, warm = await self.warmth.everywhere(kept) if kept else (0, 0)
-                if await self._following.replace(document, before, after):
-                    await self._following.adopt(after)
-                    return Move(after, before.recipe is None, asked, warm)
-            finally:
-                if kept:
-                    kept.let_go()
-        raise AliasConflict(f"alias {name!r} is moved by others again and again; try later")
+    async def _change(self, name: str, version: int | None, change: Callable[[Alias], Alias]) -> Change[Alias]:
+        def prepared(alias: Alias) -> AbstractAsyncContextManager[tuple[int, int]]:
+            return self.warmth.ahead([] if alias.recipe is None else [self._cookbook.wanted(alias.recipe)])
+
+        return await self._following.change(Alias(name), version, change, prepared)
 
     async def _follow(self, alias: Alias) -> None:
         """Let traffic meet what the alias points at, once its blend is in memory."""
@@ -201,19 +173,3 @@ class Aliases:
     def _unknown(self, name: str) -> UnknownAlias:
         there = ", ".join(alias.name for alias in self.all()[:20]) or "none yet"
         return UnknownAlias(f"no alias {name[:MAX_NAME]!r}; aliases: {there}")
-
-
-def _check_version(alias: Alias, version: int | None) -> None:
-    if stands_at(alias.version, alias.recipe is not None, version):
-        return
-    if alias.recipe is None:
-        raise AliasConflict(
-            f"alias {alias.name!r} does not exist, so it is not at version {version}; 0 stands for that"
-        )
-    raise AliasConflict(
-        f"alias {alias.name!r} is at version {alias.version}, not {version}; look at it and decide again"
-    )
-
-
-def _is_forgotten(alias: Alias) -> bool:
-    return alias.recipe is None and time.time() - alias.versions[-1].changed > FORGET_SECONDS

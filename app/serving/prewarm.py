@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 
 from app.cluster.document_store import DocumentStore
 from app.errors import RedisUnavailable, TweenError
 from app.serving.blend_provider import BlendProvider
+from app.weights.auto_recipe import Auto
 from app.weights.recipe import Cookbook, Recipe
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,18 @@ class Prewarm:
 
     def keep(self, recipe: Recipe) -> PinnedBlend:
         return PinnedBlend(self._blends, recipe)
+
+    @asynccontextmanager
+    async def ahead(self, recipes: Iterable[Recipe | Auto]) -> AsyncIterator[tuple[int, int]]:
+        """Have the blends of recipes in memory on every pod before a change, and here until it is made. Gives how many
+        pods were asked, and how many have all of them. A recipe with a t for each text has no blend to prepare."""
+        kept = [self.keep(recipe) for recipe in {*recipes} if isinstance(recipe, Recipe)]
+        try:
+            pods = await asyncio.gather(*(self.everywhere(one) for one in kept))
+            yield max((asked for asked, _ in pods), default=0), min((warm for _, warm in pods), default=0)
+        finally:
+            for one in kept:
+                one.let_go()
 
     async def everywhere(self, kept: PinnedBlend) -> tuple[int, int]:
         """Have the blend in memory on this pod and on all that listen; gives how many were asked and how many have it.

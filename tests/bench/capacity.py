@@ -27,6 +27,7 @@ from servers import Server  # noqa: E402
 from app.cache.prediction_cache import ENTRY_BYTES, NEAR_BYTES  # noqa: E402
 from app.cluster.document_store import DocumentStore  # noqa: E402
 from app.cluster.replicated import Replicated  # noqa: E402
+from app.errors import AliasConflict  # noqa: E402
 
 FLEETS = (1, 10, 100, 1000)
 REST_SECONDS = 5.0
@@ -45,6 +46,7 @@ class Move:
 
     name: str
     version: int
+    gone_since: float | None = None
 
     def encoded(self) -> bytes:
         return str(self.version).encode()
@@ -62,7 +64,10 @@ async def fleet(pods: int, url: str) -> None:
         return Move(name, int(document))
 
     clients = [Redis.from_url(url) for _ in range(pods)]
-    followers = [Replicated("aliases", DocumentStore(client, "fleet", "aliases"), decode, note) for client in clients]
+    followers = [
+        Replicated("aliases", DocumentStore(client, "fleet", "aliases"), decode, note, AliasConflict, "alias")
+        for client in clients
+    ]
     for start in range(0, pods, 50):
         await asyncio.gather(*(follower.start() for follower in followers[start : start + 50]))
     store = DocumentStore(control, "fleet", "aliases")

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar, get_args
 
+from app.cluster.cancel import cancel_all
 from app.cluster.redis_client import FAULTS
 from app.cluster.redis_headroom import FOLDED, SENT, Headroom
 from app.errors import ExperimentConflict, RedisUnavailable, SpoolFull, UnknownMetric
@@ -64,8 +65,6 @@ HOUSEKEEPING_SECONDS = 5.0
 FORGET_PODS_SECONDS = 3_600.0
 END_SECONDS = 3.0
 """How long a service that stops goes on sending; what is left is on disk."""
-CANCEL_SECONDS = 0.2
-"""Between attempts to end what goes on in the background."""
 TRIES = 5
 
 
@@ -144,12 +143,7 @@ class EventLedger:
         deadline = time.monotonic() + END_SECONDS
         while (self._pending or self.spool.unread) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        pending = set(self._tasks)
-        while pending:
-            # Again and again: a connection that is being made swallows the first of them.
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        await cancel_all(self._tasks)
         await self._on_disk(self.spool.close)
         self._disk.shutdown()
 
