@@ -121,6 +121,8 @@ ROUTERS = [
 CHARACTERS_A_TOKEN = 6
 """Of English with its blanks, generously."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SERVED = ("engine", "sweeps", "experiments", "ledger", "rollouts", "bandits")
+"""What `app.state` holds once the bank is loaded."""
 WARM_UP = ["The first pass is the slowest, and tells what a token costs on this machine."] * 8
 
 DESCRIPTION = """
@@ -143,7 +145,8 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
             yield
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-            app.state.engine = None
+            for name in SERVED:  # the framework remembers applications; what was loaded shall not live as long
+                setattr(app.state, name, None)
 
     async def start(app: FastAPI, resources: AsyncExitStack) -> None:
         try:

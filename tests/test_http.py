@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -612,6 +614,14 @@ def test_an_address_that_cannot_be_used_is_refused_without_repeating_it(
     service = serve(spec, wait=False, redis_url=url)
     until(lambda: service.failures)
     assert "REDIS_URL" in str(service.failures[0]) and "s3cret" not in str(service.failures[0]) + caplog.text
+
+
+def test_a_service_that_has_ended_keeps_no_weights(spec: BankSpec, redis_url: str) -> None:
+    with running(spec, redis_url=redis_url, memory_tier_mib=16) as service:
+        predict(service.client, texts="ok", recipe="angry@0.4")
+        engine = weakref.ref(service.app.state.engine)
+    gc.collect()
+    assert engine() is None
 
 
 def test_a_bank_that_cannot_be_loaded_is_reported_and_never_served(
