@@ -46,7 +46,7 @@ bench: .venv/dev .venv/bench
 soak: .venv/dev
 	$(BIN)/python -m tests.soak
 
-# About six minutes. Debian's haproxy and faketime, and root (to mount a small disk); what is missing is said in its row.
+# About eight minutes. Debian's haproxy and faketime, and root (to mount a small disk); what is missing is said in its row.
 chaos: .venv/dev
 	$(BIN)/python -m pytest tests/test_chaos.py tests/test_culprit.py
 	$(BIN)/python -m tests.promises
@@ -56,6 +56,7 @@ fuzz: .venv/dev
 	$(BIN)/python -m pip install --quiet 'atheris>=3,<4'
 	TWEEN_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_members.py tests/test_against_models.py \
 	  tests/test_blends_against_a_model.py
+	$(BIN)/python -W ignore -m tests.hostile_load
 	$(BIN)/python -m tests.fuzz
 
 # What the image installs, with hashes and without addresses; torch and what only torch with CUDA needs, apart.

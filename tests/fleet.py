@@ -196,18 +196,22 @@ def body_of(tokens: int) -> Callable[[], bytes]:
 class Pod:
     """A service in a process of its own."""
 
-    def __init__(self, bank: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, bank: Path, settings: Mapping[str, str], log: Path | None = None) -> None:
+        """`log`: the file that gets what it logs as an error, beside what it prints; otherwise that is shown."""
         self.port = free_port()
         self.bank = bank
+        self.log = log
         self._settings = settings
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         environ = {**os.environ, "TWEEN_LOG_LEVEL": "error", **self._settings}
         command = [sys.executable, "-W", "ignore", "-m", "app", "serve", "--bank", str(self.bank)]
-        self.process = await asyncio.create_subprocess_exec(
-            *command, "--port", str(self.port), env=environ, start_new_session=True
-        )
+        command += ["--port", str(self.port)]
+        with open(self.log, "ab") if self.log else contextlib.nullcontext() as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, env=environ, stderr=log, start_new_session=True
+            )
         connection = Connection(self.port)
         while await connection.ask("GET", "/readyz") != 200:
             assert self.process.returncode is None, "the service ended"
@@ -229,8 +233,8 @@ class Pod:
 
 
 @contextlib.asynccontextmanager
-async def pod(bank: Path, **settings: str) -> AsyncIterator[Pod]:
-    one = Pod(bank, settings)
+async def pod(bank: Path, log: Path | None = None, **settings: str) -> AsyncIterator[Pod]:
+    one = Pod(bank, settings, log)
     try:
         await one.start()
         yield one

@@ -262,8 +262,7 @@ def requests(specification: dict[str, Any]) -> Iterator[Hostile]:
 
 
 def _of(method: str, path: str, operation: dict[str, Any]) -> Iterator[Hostile]:
-    known = path.replace("{name}", "tone").replace("{variant}", "angry").replace("{key}", "0" * 32)
-    known = known.replace("{sweep}", "none-such").replace("{unit}", "customer-1")
+    known = filled(path)
     for why, body in _bodies(f"{method} {path}", operation):
         yield Hostile(why, method, known, body, [_header("content-type", "application/json")])
     for kind in CONTENT_TYPES:
@@ -289,6 +288,34 @@ def _of(method: str, path: str, operation: dict[str, Any]) -> Iterator[Hostile]:
             yield Hostile(f"header {name}: {value[:40]!r}", method, known, b"", [_header(name, value)])
 
 
+def filled(path: str) -> str:
+    """A pattern as a path to something that is there, or might be."""
+    known = path.replace("{name}", "tone").replace("{variant}", "angry").replace("{key}", "0" * 32)
+    return (
+        known.replace("{sweep}", "none-such")
+        .replace("{unit}", "customer-1")
+        .replace("{unit:path}", "customer-1")
+        .replace("{path}", "none")
+    )
+
+
+def spellings(path: str) -> Iterator[str]:
+    """A path as a caller may write it who hopes that the door reads it otherwise than the router."""
+    for ending in ("%0A", "%0a%0a", "%0D", "%0D%0A", "%00", "%09", "%20", "%E2%80%A8", "%C2%85", "%7F", "%1b%5b2K"):
+        yield path + ending
+    yield from (path + ending for ending in ("/", "//", "/.", "/..", ";x", ";/", "?", "?x=/livez", "%3Fx", "%23", "#"))
+    head, _, tail = path.rpartition("/")
+    yield from (
+        f"{head}{middle}{tail}" for middle in ("//", "/./", "/%2e/", "/x/../", "%2F", "%2f", "%5C", "/%0A", ";/")
+    )
+    yield from (f"{start}{path}" for start in ("/", "/.", "/livez/..", "/docs/..", "/%0A", "/static-offline-docs/.."))
+    yield path.upper()
+    yield path.title()
+    yield "".join(f"%{ord(c):02x}" if c.isalpha() else c for c in path)
+    yield path.replace("v1", "v%31")
+    yield path.replace("/", "%2F")
+
+
 def _bodies(operation: str, described: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     for body in BODIES:
         yield f"body {body[:40]!r}", body
@@ -301,36 +328,37 @@ def _bodies(operation: str, described: dict[str, Any]) -> Iterator[tuple[str, by
 def _variations(sound: Any) -> Iterator[tuple[str, bytes]]:
     """A sound body; with each of its values replaced; with fields that do not exist."""
     yield "the sound body", _dumped(sound)
-    for place in _places(sound):
+    for place in places(sound):
         for value in VALUES:
-            yield f"{place} = {value[:40]!r}", _with(sound, place, value)
+            yield f"{place} = {value[:40]!r}", replaced(sound, place, value)
     inside = sound[0] if isinstance(sound, list) else sound
     for name in (b'""', json.dumps(LONG).encode(), b'"\\ud800"', b'"\\u0000"', b'"__class__"', b'"model_config"'):
         extra = b"{" + name + b": 1, " + json.dumps(inside).encode()[1:]
         yield f"field {name[:40]!r}", b"[" + extra + b"]" if isinstance(sound, list) else extra
 
 
-def _places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+def places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Where a body has values: every field, and the fields of what lies in fields; of lists the first alone."""
     if place:
         yield place
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from _places(part, (*place, name))
+            yield from places(part, (*place, name))
     elif isinstance(value, list) and value:
-        yield from _places(value[0], (*place, 0))
+        yield from places(value[0], (*place, 0))
 
 
-def _with(value: Any, place: tuple[str | int, ...], put: bytes) -> bytes:
+def replaced(value: Any, place: tuple[str | int, ...], put: bytes) -> bytes:
     """JSON with one place of it replaced, by something that need not be JSON."""
     if not place:
         return put
     if isinstance(value, dict):
         parts = [
-            (name, _with(part, place[1:], put) if name == place[0] else _dumped(part)) for name, part in value.items()
+            (name, replaced(part, place[1:], put) if name == place[0] else _dumped(part))
+            for name, part in value.items()
         ]
         return b"{" + b", ".join(_dumped(name) + b": " + part for name, part in parts) + b"}"
-    parts_of = [_with(part, place[1:], put) if i == place[0] else _dumped(part) for i, part in enumerate(value)]
+    parts_of = [replaced(part, place[1:], put) if i == place[0] else _dumped(part) for i, part in enumerate(value)]
     return b"[" + b", ".join(parts_of) + b"]"
 
 

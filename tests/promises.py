@@ -35,6 +35,7 @@ from fleet import (  # noqa: E402
     three_pods,
     timed,
 )
+from hostile_load import hostile_load  # noqa: E402
 
 LONG = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
 TOKENS = 512
@@ -157,6 +158,7 @@ PROMISES: dict[str, Callable[[Path], Awaitable[list[Outcome]]]] = {
     "bank": another_bank,
     "disk": full_disk,
     "clock": jumping_clock,
+    "hostile": hostile_load,
 }
 
 

@@ -31,12 +31,13 @@ class Service:
 
 @contextmanager
 def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[Service]:
-    """A real service on a free port, until the context closes; without `workers` it computes in a thread."""
+    """A real service on a free port, until the context closes; without `workers` it computes in a thread. Its memory is
+    small, because touching a GiB of it is most of what starting a service would take, and more than machines have."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     failures: list[Exception] = []
-    values = Settings.model_validate({"workers": 0, "port": port, **settings})
+    values = Settings.model_validate({"workers": 0, "port": port, "memory_tier_mib": 16, **settings})
     app = create_app(values, spec, failures.append)
     server = create_server(values, app)
     thread = threading.Thread(target=server.run)
@@ -54,9 +55,8 @@ def running(spec: BankSpec, wait: bool = True, **settings: object) -> Iterator[S
 
 @contextmanager
 def services(redis_url: str) -> Iterator[Callable[..., Service]]:
-    """They remember no predictions unless asked to: tests repeat texts, and mean to run them. Their memory is small,
-    because touching all of it is most of what starting such a service takes."""
-    usual = {"redis_url": redis_url, "redis_blends": "always", "prediction_cache": False, "memory_tier_mib": 16}
+    """They remember no predictions unless asked to: tests repeat texts, and mean to run them."""
+    usual = {"redis_url": redis_url, "redis_blends": "always", "prediction_cache": False}
     with ExitStack() as stack:
         yield lambda spec, **options: stack.enter_context(running(spec, **{**usual, **options}))
 

@@ -67,6 +67,15 @@ def test_values_are_counted_outside_of_texts_and_before_they_are_made() -> None:
     assert read_bounded(json.dumps(rows).encode()) == rows
 
 
+def test_counting_values_takes_no_memory() -> None:
+    many = b"[" + b'["a","b"],' * 400_000 + b"1]"
+    tracemalloc.start()
+    status, _ = refusal(many)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (status, peak < 2**16) == (413, True)
+
+
 @pytest.mark.parametrize("unit", [b'"', b'\\"', b"\\", b'"\\', b'",', b"[", b'{"', b":"])
 def test_whatever_is_no_json_is_told_so_in_linear_time(unit: bytes) -> None:
     for content in (unit * 1_000_000, b'["' + unit * 1_000_000):

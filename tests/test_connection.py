@@ -128,6 +128,13 @@ def test_what_is_not_http_gets_a_problem(connect: Callable[[], socket.socket]) -
     assert status == 400 and problem["title"] == "Bad Request"
 
 
+@pytest.mark.parametrize("target", [b"http:///livez", b"http://a:b:c/", b"http://", b"a"])
+def test_a_target_that_is_no_url_is_refused(connect: Callable[[], socket.socket], target: bytes) -> None:
+    with connect() as caller:
+        caller.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer(caller)[0] == 400
+
+
 def test_two_lengths_of_one_body_are_refused(connect: Callable[[], socket.socket]) -> None:
     with connect() as caller:
         caller.sendall(HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")

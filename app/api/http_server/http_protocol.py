@@ -199,9 +199,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._unparsed > self._patience.header_bytes and self._header_bytes() > self._patience.header_bytes:
             self._refusal = self._too_large("headers")
             raise RequestRefused
+        super().on_headers_complete()  # raises where the target is no URL, and there is nothing to answer with yet
         self._arriving = "body"
         self._trailing = self._trailer_bytes = 0
-        super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
         self._trailing = 0
