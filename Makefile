@@ -48,14 +48,16 @@ soak: .venv/dev
 
 # About eight minutes. Debian's haproxy and faketime, and root (to mount a small disk); what is missing is said in its row.
 chaos: .venv/dev
-	$(BIN)/python -m pytest tests/test_chaos.py tests/test_culprit.py
+	$(BIN)/python -m pytest tests/test_chaos.py tests/test_culprit.py tests/test_hedging.py tests/test_draining.py \
+	  tests/test_unmet.py
 	$(BIN)/python -m tests.promises
 
 # Longer than in `make test`, and what reads untrusted bytes under atheris, which has wheels for Linux alone.
 fuzz: .venv/dev
 	$(BIN)/python -m pip install --quiet 'atheris>=3,<4'
 	TWEEN_FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_members.py tests/test_against_models.py \
-	  tests/test_blends_against_a_model.py
+	  tests/test_blends_against_a_model.py tests/test_bounded_json.py tests/test_reading_time.py tests/test_connection.py \
+	  tests/test_names.py tests/test_log_forging.py tests/test_roles.py tests/test_same_origin.py
 	$(BIN)/python -W ignore -m tests.hostile_load
 	$(BIN)/python -m tests.fuzz
 
