@@ -148,7 +148,7 @@ REFUSED = [
     (["serve", "--from-redis"], {"REDIS_URL": "redis://127.0.0.1:1"}, "Redis does not answer (ConnectionError)"),
     (["serve", "--bank", "/nowhere/bank.toml"], {}, "cannot be read"),
     (["serve", "--base", "/nowhere/model"], {}, "base: there is no folder /nowhere/model"),
-    (["serve", "--base", "x"], {"TWEEN_PRT": "1"}, "TWEEN_PRT is no setting; settings: "),
+    (["serve", "--base", "x"], {"TWEEN_PRT": "1"}, "TWEEN_PRT is not a setting; settings: "),
     (["serve", "--base", "{base}"], {"TWEEN_DEVICE": "abacus"}, "no device 'abacus'"),
     (["serve", "--base", "{base}"], {"REDIS_URL": "http://cache"}, "REDIS_URL cannot be read"),
     (["serve", "--base", "{base}"], {"TWEEN_DEFAULT_RECIPE": "odd@1"}, "no variant 'odd'; loaded: base"),
