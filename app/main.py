@@ -24,6 +24,8 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import (
     alias_routes,
+    bank_routes,
+    blend_routes,
     experiment_routes,
     health_routes,
     openapi,
@@ -78,6 +80,7 @@ from app.experiments.sticky_assignment import StickyAssignment
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.bank_manifest import PublishedBank
 from app.models.tokenizer import TextTokenizer
+from app.predictor import Predictor
 from app.segments.segment_registry import SegmentRegistry
 from app.segments.segment_selector import SegmentSelector
 from app.segments.segment_table import SegmentTable, read_table
@@ -107,6 +110,8 @@ ROUTERS = [
     module.router
     for module in (
         predict_routes,
+        bank_routes,
+        blend_routes,
         spectrum_routes,
         alias_routes,
         sweep_routes,
@@ -151,9 +156,11 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     async def start(app: FastAPI, resources: AsyncExitStack) -> None:
         try:
             engine = await build_engine(settings, spec, resources, limits)
+            selector = await start_segments(settings, spec, engine, resources)
             app.state.sweeps = await start_sweeps(settings, engine, resources)
             started = await start_experiments(settings, engine, resources)
             app.state.experiments, app.state.ledger, app.state.rollouts, app.state.bandits = started
+            app.state.predictor = Predictor(engine, app.state.experiments, selector)
             app.state.engine = engine
             engine.compute.on_loss = on_failure
         except Exception as error:
@@ -189,7 +196,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     if tracer is not None:
         app.add_middleware(tracer.around)
     app.add_middleware(middleware.RequestId)
-    app.state.routes = route_table.install(app, ROUTERS, predict_routes.DIRECT)
+    app.state.routes = route_table.install(app, ROUTERS)
     return app
 
 
@@ -265,14 +272,6 @@ async def build_engine(
     meanwhile(batcher.run(), resources)
     predictions = remembered(settings, bank, redis, resources) if settings.prediction_cache else None
     default = cookbook.read(settings.default_recipe)
-    tables = SegmentRegistry(
-        cookbook,
-        bank.fingerprint,
-        tables_of(spec, bank),
-        DocumentStore(redis, settings.redis_namespace, "segments") if redis else None,
-    )
-    resources.push_async_callback(tables.close)
-    await tables.start()
     aliases = Aliases(cookbook, blends, DocumentStore(redis, settings.redis_namespace, "aliases") if redis else None)
     resources.push_async_callback(aliases.close)
     await aliases.start()
@@ -286,7 +285,6 @@ async def build_engine(
         tokenizing,
         predictions,
         aliases,
-        SegmentSelector(cookbook, tables),
         default,
         settings.max_texts,
         BackgroundInference(bank, blends, compute, batcher, tokenizing),
@@ -301,6 +299,17 @@ async def build_engine(
     resources.callback(gc.unfreeze)
     log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
     return engine
+
+
+async def start_segments(
+    settings: Settings, spec: BankSpec | PublishedBank, engine: Engine, resources: AsyncExitStack
+) -> SegmentSelector:
+    """What chooses a t for each text, from tables that all pods share."""
+    store = DocumentStore(engine.redis.redis, settings.redis_namespace, "segments") if engine.redis else None
+    tables = SegmentRegistry(engine.cookbook, engine.bank.fingerprint, tables_of(spec, engine.bank), store)
+    resources.push_async_callback(tables.close)
+    await tables.start()
+    return SegmentSelector(engine.cookbook, tables)
 
 
 async def start_sweeps(settings: Settings, engine: Engine, resources: AsyncExitStack) -> SweepManager:

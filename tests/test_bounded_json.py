@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from test_fuzz import complaints
 
-from app.api.bounded_json import MOST_DEPTH, MOST_ENTRIES, MOST_FIELDS, MOST_VALUES, read_bounded
-from app.api.direct import parse_json
+from app.api.bounded_json import MOST_DEPTH, MOST_ENTRIES, MOST_FIELDS, MOST_VALUES, parse_json, read_bounded
 from app.api.outcome_routes import OutcomeBody
 from app.api.predict_routes import PredictRequest
 from app.api.problems import reply_to

@@ -89,8 +89,6 @@ def test_a_room_knows_only_what_it_may(path: Path) -> None:
     if room(path) in AT_THE_TOP | {"errors", "names", "client_key", "spans", "blocked_signals"}:
         return
     allowed = MAY_KNOW[room(path)] | EVERYBODY | {room(path)}
-    if module(path) == "serving.engine":
-        allowed = allowed | {"segments"}  # until the door above both asks for the segments
     strangers = {name for name in imports(path) if not any((name + ".").startswith(a + ".") for a in allowed)}
     assert not strangers, f"{room(path)} must not know {sorted(strangers)}"
 

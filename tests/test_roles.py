@@ -174,9 +174,9 @@ def test_a_route_without_a_role_cannot_be_mounted() -> None:
         return "told"
 
     with pytest.raises(TypeError, match=r"GET /v1/secrets has no role: mark secrets\(\) with @needs\(\.\.\.\)"):
-        route_table.install(FastAPI(redoc_url=None), [*ROUTERS, router], {})
+        route_table.install(FastAPI(redoc_url=None), [*ROUTERS, router])
     with pytest.raises(TypeError, match="GET /plain, HEAD /plain has no role"):
-        route_table.install(FastAPI(redoc_url=None, routes=[Route("/plain", lambda request: None)]), ROUTERS, {})
+        route_table.install(FastAPI(redoc_url=None, routes=[Route("/plain", lambda request: None)]), ROUTERS)
 
 
 def test_a_route_that_is_added_behind_the_door_is_not_there(service: Service) -> None:

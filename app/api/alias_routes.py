@@ -9,16 +9,14 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.auth.roles import needs
-from app.api.bounded_json import BoundedRoute
-from app.api.direct import json_only
-from app.api.health_routes import TheEngine
+from app.api.bounded_json import BoundedRoute, json_only
+from app.api.dependencies import TheEngine, ThePredictor
 from app.api.http_server.header_text import Actor
-from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField, RecipeField
 from app.api.problems import Problem
+from app.api.schemas import LAST_VERSION, REFUSALS, NameField, RecipeField
 from app.cluster.replicated import Change
 from app.serving.alias_history import Alias, Version
 from app.serving.aliases import Aliases
-from app.weights.recipe import names_alias
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
     409: {"description": "the alias is at another version, or has nothing to go back to", "model": Problem},
@@ -90,12 +88,16 @@ async def get_alias(engine: TheEngine, name: NameField) -> AliasReply:
 @router.put("/{name}", responses={201: {"description": "made now", "model": MoveReply}})
 @needs("manage")
 async def put_alias(
-    engine: TheEngine, name: NameField, body: AliasRequest, response: Response, by: Actor = None
+    engine: TheEngine,
+    predictor: ThePredictor,
+    name: NameField,
+    body: AliasRequest,
+    response: Response,
+    by: Actor = None,
 ) -> MoveReply:
     """Point an alias at a recipe, on every pod at once: all have the new blend in memory before traffic meets it. Of
     `auto` and `VARIANT@auto`, whose blends differ from text to text, they are made when they are first met."""
-    if not names_alias(body.recipe):
-        engine.adaptive.check(engine.cookbook.wanted(body.recipe))
+    predictor.check(body.recipe)
     move = await engine.aliases.move(name, body.recipe, body.version, by)
     response.status_code = 201 if move.created else 200
     return _move(engine.aliases, move)

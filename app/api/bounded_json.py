@@ -10,12 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+
+from app.api.problems import NOT_JSON
+from app.errors import WrongContentType
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 MOST_ENTRIES = 10_000
 """Of any list that has an entry for each text or outcome; settings may ask for less."""
@@ -93,3 +100,42 @@ class BoundedRoute(APIRoute):
 class _Bounded(Request):
     async def json(self) -> Any:
         return read_bounded(await self.body())
+
+
+async def json_only(request: Request) -> None:
+    """Refuses a body that does not say that it is JSON, such as curl's default."""
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+    if has_body and request.method in ("POST", "PUT", "PATCH"):
+        shown = repr(given[:80]) if given else "none"
+        raise WrongContentType(f"the Content-Type is {shown}; send JSON with Content-Type: application/json")
+
+
+async def read_json(request: Request, model: type[Parsed]) -> Parsed:
+    """The body as the framework would read it, with the errors that it would raise."""
+    await json_only(request)
+    return parse_json(await request.body(), model)
+
+
+def parse_json(content: bytes, model: type[Parsed]) -> Parsed:
+    """A body as the framework would read it, with the errors that it would raise."""
+    try:
+        return model.model_validate(read_bounded(content) if content else None)
+    except json.JSONDecodeError as error:
+        complaint = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
+        raise RequestValidationError([complaint]) from None
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+            if content
+            else [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
+        ) from None
+    except ValueError:
+        raise HTTPException(400, NOT_JSON) from None
+
+
+def write_json(reply: BaseModel) -> Response:
+    return Response(reply.__pydantic_serializer__.to_json(reply), media_type="application/json")

@@ -9,14 +9,12 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.auth.roles import needs
-from app.api.bounded_json import BoundedRoute
-from app.api.direct import json_only
-from app.api.health_routes import TheEngine
+from app.api.bounded_json import BoundedRoute, json_only
+from app.api.dependencies import TheExperiments, ThePredictor
 from app.api.http_server.header_text import Actor
-from app.api.meetings import TheExperiments
 from app.api.outcome_routes import TheLedger
-from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField
 from app.api.problems import Problem
+from app.api.schemas import LAST_VERSION, REFUSALS, NameField
 from app.cluster.replicated import Change
 from app.errors import BadExperiment
 from app.experiments.assignment import check_unit
@@ -25,7 +23,6 @@ from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.record import Record
 from app.experiments.rollout import Rollout, RolloutPlan
 from app.experiments.rollouts import Rollouts
-from app.weights.auto_recipe import automatic
 
 CONFLICTS: dict[int | str, dict[str, Any]] = {
     409: {"description": "the experiment is at another version, or cannot become that", "model": Problem},
@@ -173,7 +170,7 @@ async def get_experiment(experiments: TheExperiments, rollouts: TheRollouts, nam
 @router.put("/{name}", responses={201: {"description": "made now", "model": ChangeReply}})
 @needs("manage")
 async def put_experiment(
-    engine: TheEngine,
+    predictor: ThePredictor,
     experiments: TheExperiments,
     name: NameField,
     body: Experiment,
@@ -182,8 +179,8 @@ async def put_experiment(
     by: Actor = None,
 ) -> ChangeReply:
     """Make an experiment or give it another definition, on every pod. A body without `status` leaves that as it is."""
-    for auto in filter(None, (automatic(arm.recipe) for arm in body.arms)):
-        engine.adaptive.check(auto)
+    for arm in body.arms:
+        predictor.check(arm.recipe)
     change = await experiments.define(name, body, version, by)
     response.status_code = 201 if change.created else 200
     return _changed(experiments, change)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from app.api.auth.roles import needs
+from app.api.dependencies import TheEngine
 from app.api.problems import Problem
-from app.errors import Draining, Loading
-from app.serving.engine import Engine
-
-
-async def engine_of(request: Request) -> Engine:
-    """The engine of this app; raises `Loading` until the bank is there."""
-    engine: Engine | None = request.app.state.engine
-    if engine is None:
-        raise Loading("the bank is still being loaded; /readyz tells when it is there")
-    return engine
-
-
-TheEngine = Annotated[Engine, Depends(engine_of)]
+from app.errors import Draining
 
 
 class Live(BaseModel):

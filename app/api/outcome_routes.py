@@ -13,10 +13,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from app.api.auth.roles import needs
-from app.api.bounded_json import BoundedRoute
-from app.api.direct import json_only
-from app.api.meetings import TheExperiments
-from app.api.predict_routes import REFUSALS, NameField
+from app.api.bounded_json import BoundedRoute, json_only
+from app.api.dependencies import TheExperiments
+from app.api.schemas import REFUSALS, NameField
 from app.errors import ExperimentConflict
 from app.experiments.assignment import check_unit
 from app.experiments.events.event import Outcome, outcome_id

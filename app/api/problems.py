@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import Scope
 
 from app.errors import (
@@ -75,6 +77,9 @@ SHAPES = {
     "model_attributes_type": "an object",
 }
 """What a value should be, in JSON's words, by the complaint that it is not."""
+
+GONE = 499
+"""Status of a request whose client hung up: it is counted and reaches no client. nginx calls it so."""
 
 # Overload is 429 and never 503: one widely used client repeats a 503 at once and for ever.
 STATUS: dict[type[TweenError], int] = {
@@ -203,8 +208,12 @@ def install(app: FastAPI) -> None:
         assert reply is not None
         return reply
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=GONE)
+
     for kind in (TweenError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, expected)
+    app.add_exception_handler(ClientDisconnect, gone)  # in the middle of the body: the reply reaches no client
 
 
 def _sentence(errors: Sequence[dict[str, Any]]) -> tuple[int, str]:

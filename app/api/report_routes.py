@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.api.auth.roles import needs
-from app.api.health_routes import TheEngine
+from app.api.dependencies import TheEngine
 from app.api.page.experiment_page import page
-from app.api.predict_routes import REFUSALS, NameField
+from app.api.schemas import REFUSALS, NameField
 from app.errors import BadRecipe, UnknownVariant
 from app.experiments.events.aggregates import PhaseSums
 from app.experiments.experiment import Experiment

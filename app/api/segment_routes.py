@@ -9,16 +9,15 @@ from fastapi import APIRouter, Body, Depends, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth.roles import needs
-from app.api.bounded_json import BoundedRoute
-from app.api.direct import json_only
-from app.api.health_routes import TheEngine
+from app.api.bounded_json import BoundedRoute, json_only
+from app.api.dependencies import TheEngine, TheExperiments, ThePredictor
 from app.api.http_server.header_text import Actor
-from app.api.meetings import TheExperiments
-from app.api.predict_routes import LAST_VERSION, REFUSALS, NameField
 from app.api.problems import Problem
+from app.api.schemas import LAST_VERSION, REFUSALS, NameField
 from app.errors import SegmentsConflict
 from app.experiments.experiment_registry import KEPT_WARM, ExperimentRegistry
 from app.segments.segment_registry import LiveTable
+from app.segments.segment_selector import SegmentSelector
 from app.segments.segment_table import SegmentTable, Setting
 from app.serving.aliases import Aliases
 from app.serving.engine import Engine
@@ -84,23 +83,24 @@ class DeletedSegments(LiveReply):
 
 @router.get("")
 @needs("predict")
-async def list_segments(engine: TheEngine) -> SegmentsList:
+async def list_segments(engine: TheEngine, predictor: ThePredictor) -> SegmentsList:
     """The t's by segment of every variant that has some, and across all of them."""
-    tables = sorted(engine.adaptive.tables.now.items())
-    return SegmentsList(segments=[_reply(engine, table) for _, table in tables])
+    tables = sorted(predictor.selector.tables.now.items())
+    return SegmentsList(segments=[_reply(engine, predictor.selector, table) for _, table in tables])
 
 
 @router.get("/{variant}")
 @needs("predict")
-async def get_segments(engine: TheEngine, variant: NameField) -> SegmentsReply:
+async def get_segments(engine: TheEngine, predictor: ThePredictor, variant: NameField) -> SegmentsReply:
     """The t's by segment of a variant, or of `auto`."""
-    return _reply(engine, engine.adaptive.table(variant))
+    return _reply(engine, predictor.selector, predictor.selector.table(variant))
 
 
 @router.put("/{variant}", responses={201: {"description": "none was live before", "model": SegmentsReply}})
 @needs("manage")
 async def put_segments(
     engine: TheEngine,
+    predictor: ThePredictor,
     variant: NameField,
     table: Annotated[dict[str, Any], Body(description="segments.json, as `tween segments` writes it")],
     response: Response,
@@ -109,22 +109,27 @@ async def put_segments(
 ) -> SegmentsReply:
     """Put a table live on every pod, in place of the one that is live or in the bank file. Blends of its t's are made
     when they are first asked for."""
-    replaced = await engine.adaptive.tables.put(variant, table, version, by)
+    replaced = await predictor.selector.tables.put(variant, table, version, by)
     response.status_code = 201 if replaced.created else 200
-    return _reply(engine, engine.adaptive.table(variant))
+    return _reply(engine, predictor.selector, predictor.selector.table(variant))
 
 
 @router.delete("/{variant}")
 @needs("manage")
 async def delete_segments(
-    engine: TheEngine, experiments: TheExperiments, variant: NameField, version: IfVersion = None, by: Actor = None
+    engine: TheEngine,
+    predictor: ThePredictor,
+    experiments: TheExperiments,
+    variant: NameField,
+    version: IfVersion = None,
+    by: Actor = None,
 ) -> DeletedSegments:
     """Take the live table away: the one of the bank file is gone by again, where there is one. Where there is none, no
     alias and no experiment that is running or paused may need it."""
-    falls_back = engine.adaptive.tables.is_filed(variant)
+    falls_back = predictor.selector.tables.is_filed(variant)
     if not falls_back:
         _check_that_nobody_needs(variant, engine.aliases, experiments)
-    deleted = await engine.adaptive.tables.delete(variant, version, by)
+    deleted = await predictor.selector.tables.delete(variant, version, by)
     return DeletedSegments(**_live(deleted).model_dump(), variant=variant, falls_back=falls_back)
 
 
@@ -140,8 +145,8 @@ def _check_that_nobody_needs(variant: str, aliases: Aliases, experiments: Experi
             raise SegmentsConflict(f"{who} is {auto.text}, which needs the table, and the bank file has none")
 
 
-def _reply(engine: Engine, table: SegmentTable) -> SegmentsReply:
-    tables = engine.adaptive.tables
+def _reply(engine: Engine, selector: SegmentSelector, table: SegmentTable) -> SegmentsReply:
+    tables = selector.tables
     live = tables.live(table.variant)
     return SegmentsReply(
         variant=table.variant,

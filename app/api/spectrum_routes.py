@@ -8,10 +8,9 @@ from fastapi import APIRouter, Body, Depends
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from app.api.auth.roles import needs
-from app.api.bounded_json import BoundedRoute
-from app.api.direct import json_only
-from app.api.health_routes import TheEngine
-from app.api.predict_routes import REFUSALS, TextsRequest, TimingsReply
+from app.api.bounded_json import BoundedRoute, json_only
+from app.api.dependencies import TheEngine
+from app.api.schemas import REFUSALS, TextsRequest, TimingsReply
 from app.sweep.logits.logit_curve import NODES
 from app.sweep.logits.spectrum import Spectrum, along, between
 

@@ -24,11 +24,10 @@ from pydantic import (
 )
 
 from app.api.auth.roles import needs
-from app.api.bounded_json import BoundedRoute
-from app.api.direct import json_only, parse_json
-from app.api.health_routes import TheEngine
-from app.api.predict_routes import REFUSALS
+from app.api.bounded_json import BoundedRoute, json_only, parse_json
+from app.api.dependencies import TheEngine
 from app.api.problems import Problem
+from app.api.schemas import REFUSALS
 from app.errors import BadData, NotDone, WrongContentType
 from app.sweep.data.cv_splits import FOLDS
 from app.sweep.data.dataset import NAMES

@@ -1,4 +1,4 @@
-"""The one door: texts and a recipe in, predictions out. Every dialect ends here."""
+"""Texts and recipes in, predictions out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from app.errors import BadTexts, NotFinite, PassFailed
 from app.models.bank import Bank
 from app.models.checkpoint import safetensors_stream
 from app.models.tokenizer import Row, Text
-from app.segments.segment_selector import SegmentChoice, SegmentSelector
 from app.serving.aliases import DEFAULT, Aliases
 from app.serving.background_inference import BackgroundInference
 from app.serving.batcher import Batcher
@@ -104,7 +103,6 @@ class Engine:
         tokenizing: Tokenizing,
         predictions: PredictionCache | None,
         aliases: Aliases,
-        adaptive: SegmentSelector,
         default_recipe: Recipe,
         max_texts: int,
         errands: BackgroundInference,
@@ -120,7 +118,6 @@ class Engine:
         self.aliases = aliases
         self.errands = errands
         self.redis = redis
-        self.adaptive = adaptive
         self.stages = {stage: Histogram(SECONDS) for stage in ("queue", "blend", "tokenize", "forward")}
         self.max_tokens = tokenizing.encoder.max_tokens
         self.limits = tokenizing.encoder.limits
@@ -134,8 +131,7 @@ class Engine:
         return self.cookbook.aliases.get(DEFAULT, self._default_recipe)
 
     def wanted(self, given: object) -> Recipe | Auto:
-        """What a call to `predict_adaptively` wants, by default what others get that name nothing; raises as
-        `Cookbook.wanted` does."""
+        """What a caller's recipe asks for, None for the default; raises as `Cookbook.wanted` does."""
         return self.default_recipe if given is None else self.cookbook.wanted(given)
 
     async def predict(
@@ -149,7 +145,8 @@ class Engine:
         """
         started = time.perf_counter()
         each = [recipes] * len(texts) if isinstance(recipes, Recipe) else list(recipes)
-        self._check(texts, len(each))
+        self.check_lengths(len(texts), len(each))
+        self.check(texts)
         keys = self._keys(each)
         known = PredictionLookup(self.predictions if cache else None, keys, texts)
         unknown = known.unknown()
@@ -183,25 +180,6 @@ class Engine:
                 total=(time.perf_counter() - started) * 1e3,
             ),
         )
-
-    async def predict_adaptively(
-        self,
-        texts: Sequence[Text],
-        wanted: Sequence[Recipe | Auto],
-        segments: Sequence[str | None],
-        function: str | None = None,
-        cache: bool = True,
-    ) -> tuple[Answer, list[SegmentChoice]]:
-        """`predict`, with a t chosen for each text that asks for one, and what chose it.
-
-        Raises `UnknownSegments` too, where nothing was fitted to choose by.
-        """
-        recipes = [one for one in wanted if isinstance(one, Recipe)]
-        if len(recipes) == len(wanted):
-            return await self.predict(texts, recipes, function, cache), [SegmentChoice(recipe) for recipe in recipes]
-        self._check(texts, len(wanted))
-        choices = self.adaptive.choose(texts, wanted, segments)
-        return await self.predict(texts, [choice.recipe for choice in choices], function, cache), choices
 
     async def _run_unknown(
         self, rows: Mapping[int, Row], recipes: Sequence[Recipe], known: PredictionLookup
@@ -287,8 +265,8 @@ class Engine:
         if recipes is not None and recipes != texts:
             raise BadTexts(f"{texts} texts and {recipes} recipes; a list of recipes has one for every text")
 
-    def _check(self, texts: Sequence[Text], recipes: int | None = None) -> None:
-        self.check_lengths(len(texts), recipes)
+    def check(self, texts: Sequence[Text]) -> None:
+        """Raises `BadTexts` for a text that cannot be read."""
         for index, text in enumerate(texts):
             parts = [text] if isinstance(text, str) else text
             if not all(part.strip() for part in parts):

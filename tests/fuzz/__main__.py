@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["app", "json"]):
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    from app.api.direct import parse_json
+    from app.api.bounded_json import parse_json
     from app.api.http_server.header_text import header_text
     from app.api.predict_routes import PredictRequest
     from app.api.problems import reply_to

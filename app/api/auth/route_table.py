@@ -8,7 +8,7 @@ patterns. A path with control characters or line separators is no path at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, FastAPI
@@ -17,7 +17,6 @@ from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.auth.roles import Right, right_of
-from app.api.direct import Handler, answering
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ELSEWHERE = "other"
@@ -28,14 +27,13 @@ KEY = "tween.found"
 
 @dataclass(frozen=True)
 class Found:
-    """What answers a request. `inside` is what the framework adds to the scope; `handler` answers without it. Where
-    `route` is None nothing does: `refusal` is the status, `detail` says more, `allow` names the path's methods."""
+    """What answers a request; `inside` is what the framework adds to the scope. Where `route` is None nothing does:
+    `refusal` is the status, `detail` says more, `allow` names the path's methods."""
 
     route: BaseRoute | None
     right: Right
     pattern: str
     inside: Scope = field(default_factory=dict)
-    handler: Handler | None = None
     refusal: int = 404
     detail: str | None = None
     allow: str = ""
@@ -55,7 +53,7 @@ def found_of(scope: Scope) -> Found:
 class RouteTable:
     """Every route of an application, with what it needs."""
 
-    def __init__(self, routes: Sequence[BaseRoute], direct: Mapping[tuple[str, str], Handler]) -> None:
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
         """Raises `TypeError` for a route that has no role."""
         self._routes = [(route, _pattern(route), _right(route)) for route in routes]
         self._literal: dict[tuple[str, str], Found] = {}
@@ -63,11 +61,7 @@ class RouteTable:
             if isinstance(route, Route) and "{" not in pattern:
                 for method in route.methods or ():
                     _, inside = route.matches({"type": "http", "method": method, "path": pattern})
-                    found = Found(route, right, pattern, inside, direct.get((method, pattern)))
-                    self._literal.setdefault((method, pattern), found)
-        missing = direct.keys() - self._literal.keys()
-        if missing:
-            raise TypeError(f"no route of the framework for {sorted(missing)}")
+                    self._literal.setdefault((method, pattern), Found(route, right, pattern, inside))
 
     def find(self, scope: Scope) -> Found:
         """What answers a request."""
@@ -93,23 +87,20 @@ class RouteTable:
                 yield method, pattern, right.role
 
 
-def install(app: FastAPI, routers: Sequence[APIRouter], direct: Mapping[tuple[str, str], Handler]) -> RouteTable:
+def install(app: FastAPI, routers: Sequence[APIRouter]) -> RouteTable:
     """Mount routers, and let the application answer by what is found. To be called once all middleware is added; what
     is mounted later is never found. Raises `TypeError` for a route without a role."""
     app.router.routes.extend(route for router in routers for route in router.routes)
-    routes = RouteTable(app.router.routes, direct)
+    routes = RouteTable(app.router.routes)
     app.router.middleware_stack = _calling(app.router.middleware_stack)  # type: ignore[assignment]  # narrower there
-    framework, past = app.build_middleware_stack(), answering(KEY)
-    for one in reversed(app.user_middleware):
-        past = one.cls(past, *one.args, **one.kwargs)
+    stack = app.build_middleware_stack()
 
-    async def either(scope: Scope, receive: Receive, send: Send) -> None:
-        found = None
+    async def finding(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            found = scope[KEY] = routes.find(scope)
-        await (framework if found is None or found.handler is None else past)(scope, receive, send)
+            scope[KEY] = routes.find(scope)
+        await stack(scope, receive, send)
 
-    app.middleware_stack = either
+    app.middleware_stack = finding
     return routes
 
 

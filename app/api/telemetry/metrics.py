@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 
 from fastapi import APIRouter, Request, Response
@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from app.api.auth.roles import needs
-from app.api.health_routes import TheEngine
+from app.api.dependencies import TheEngine, ThePredictor
 from app.api.outcome_routes import TheLedger
 from app.api.telemetry.ledger_metrics import LedgerMetrics
 from app.api.telemetry.request_metrics import RequestTally
@@ -24,10 +24,10 @@ router = APIRouter(tags=["probes"])
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 @needs(None)
-async def metrics(request: Request, engine: TheEngine, ledger: TheLedger) -> Response:
+async def metrics(request: Request, engine: TheEngine, predictor: ThePredictor, ledger: TheLedger) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(EngineMetrics(engine))
+    registry.register(EngineMetrics(engine, predictor.selector.chosen))
     registry.register(RequestCollector(request.app.state.tally))
     registry.register(LedgerMetrics(ledger))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -59,8 +59,10 @@ class RequestCollector(Collector):
 class EngineMetrics(Collector):
     """What the engine has done since it started, and what it believes about this machine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, chosen: Mapping[str, int]) -> None:
+        """`chosen` counts the texts whose t was chosen here, by what chose it."""
         self._engine = engine
+        self._chosen = chosen
 
     def collect(self) -> Iterator[Metric]:
         yield from self._batches()
@@ -180,7 +182,7 @@ class EngineMetrics(Collector):
         chosen = CounterMetricFamily(
             "tween_automatic_t", "texts whose t was chosen here, by what chose it", labels=["by"]
         )
-        for by, count in self._engine.adaptive.chosen.items():
+        for by, count in self._chosen.items():
             chosen.add_metric([by], count)
         return chosen
 

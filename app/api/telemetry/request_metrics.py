@@ -10,11 +10,10 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth.route_table import ELSEWHERE, found_of
+from app.api.problems import GONE
 from app.serving.histogram import SECONDS, Histogram
 
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
-GONE = 499
-"""The status of a caller who hung up; nothing was sent to him. nginx calls it so."""
 
 
 class RequestTally:

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth.route_table import ELSEWHERE, found_of
 from app.api.http_server.middleware import header
+from app.api.problems import GONE
 from app.api.telemetry.logs import REQUEST_ID, TRACE_ID
-from app.api.telemetry.request_metrics import GONE
 from app.spans import SPANS
 from app.spans import Span as Part
 
