@@ -32,7 +32,8 @@ PATIENCE = 10.0
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """`@pytest.mark.patient(reason)`: a Redis that is slow because the machine is busy counts as there."""
-    if request.node.get_closest_marker("patient"):
+    if marker := request.node.get_closest_marker("patient"):
+        assert marker.args, "the marker `patient` gives a reason"
         for name in ("TIMEOUT", "WHOLE", "POOL_TIMEOUT"):
             monkeypatch.setattr(f"app.cluster.redis_client.{name}", PATIENCE)
         for name in ("TIMEOUT", "CHUNK_SECONDS"):

@@ -18,6 +18,8 @@ from app.api.auth.api_keys import ApiKeys, new_key
 from app.errors import BadSettings
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 SHOP, ENTRY = new_key("shop", "predict")
 BOSS, BOSS_ENTRY = new_key("boss", "manage")
 CALLS = (("GET", "/v1/bank"), ("PUT", "/v1/aliases/a"), ("GET", "/v1/none"), ("GET", "/metrics"))

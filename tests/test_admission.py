@@ -23,6 +23,8 @@ from app.models.bank_manifest import read_card, write_card
 from app.models.checkpoint import Source
 from app.models.variant_checks import RECORD, Recorded, digest_of, record_barrier
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from app.experiments.assignment import assign
 from app.experiments.experiment import Experiment
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 REMEMBERED = 20
 """Versions of an alias, the present one included."""
 SPELLINGS = {

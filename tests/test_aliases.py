@@ -24,6 +24,8 @@ from app.serving import prewarm
 from app.weights.arena import Arena
 from app.weights.methods import METHODS, Method
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 @pytest.fixture
 def pod(serve: Callable[..., Service], spec: BankSpec, redis: Redis) -> Callable[[], httpx.Client]:

@@ -28,6 +28,8 @@ from app.experiments.stats import thompson
 from app.models.bank import BankSpec
 from tests.units import binary_phase, halves
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 RATES = {"mild": 0.1, "firm": 0.5}
 BANDIT: dict[str, Any] = {
     "mode": "bandit",

@@ -12,6 +12,8 @@ import torch
 from bench import gpu
 from test_recorded import Tape
 
+pytestmark = pytest.mark.service
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -28,6 +28,8 @@ from app.cache.redis_tier import RedisTier
 from app.cache.tiers import BlendPin, Ladder
 from app.cluster import circuit_breaker
 
+pytestmark = pytest.mark.service
+
 SLOTS, ROOM = 2, 3
 """Blends that fit into a pod's memory, and into Redis, of four."""
 KEYS = [str(number) * 32 for number in range(4)]

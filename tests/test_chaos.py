@@ -362,13 +362,13 @@ OWNER = """
 import asyncio, sys
 sys.path.insert(0, "tests")
 from pods import pod
-from app.cache.redis_tier import Shape
+from app.cache.redis_tier import BlendFormat
 import torch
 
 url, fingerprint, layout, dtype, size, *keys = sys.argv[1:]
 
 async def main():
-    async with pod(url, Shape(fingerprint, layout, dtype, int(size)), chunk=20_000) as tier:
+    async with pod(url, BlendFormat(fingerprint, layout, dtype, int(size)), chunk=20_000) as tier:
         print("ready", flush=True)
         sys.stdin.readline()
         for key in keys:

@@ -20,6 +20,8 @@ from app.errors import TweenError
 from app.models.bank import BankSpec
 from app.sweep.logits.local_provider import LocalProvider
 
+pytestmark = pytest.mark.service
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 LABELS = ["negative", "neutral", "positive"]

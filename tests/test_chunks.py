@@ -19,6 +19,8 @@ from app.cache.bulk_transfer import BulkTransfer, CalledOff
 from app.cluster.redis_client import CircuitOpen, RedisCallFailed
 from app.cluster.redis_url import RedisUrl
 
+pytestmark = pytest.mark.service
+
 DATA = memoryview(bytearray(range(256)) * 1000)
 NAMES = ["{a}:0", "{a}:1", "{a}:2"]
 

@@ -20,6 +20,8 @@ from app.cache.redis_policy import Policy
 from app.cache.redis_tier import RedisTier
 from app.cache.tiers import Ladder
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 class Pods:
     """Ladders of several pods above one Redis, and a build that takes its time and is counted."""

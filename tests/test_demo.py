@@ -13,6 +13,8 @@ from app.demo.build import demo_bank
 from app.demo.table import GRID, scores_along_t
 from app.errors import BadBank
 
+pytestmark = pytest.mark.service
+
 BENCHMARKS = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 SETS = (corpus.GENERAL, *corpus.DOMAINS)
 

@@ -16,6 +16,8 @@ from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 from app.errors import RedisUnavailable
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 def run(url: str, scenario: Callable[[DocumentStore], Awaitable[None]]) -> None:
     async def main() -> None:

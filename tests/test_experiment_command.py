@@ -15,6 +15,8 @@ from test_experiments import FILE
 from app.__main__ import main
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 @pytest.fixture
 def tween(

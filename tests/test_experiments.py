@@ -20,6 +20,8 @@ from app.experiments.assignment import assign
 from app.experiments.experiment import Experiment
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 ARMS = [{"name": "mild", "recipe": "base", "share": 0.5}, {"name": "firm", "recipe": "angry@0.4", "share": 0.5}]
 
 

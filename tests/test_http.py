@@ -22,6 +22,8 @@ from transformers import AutoModelForSequenceClassification
 
 from app.models.bank import Bank, BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 TEXTS = ["the refund came fast, great!", "they never answer. awful"]
 
 

@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 
 from app.settings import Settings, variable
 
+pytestmark = pytest.mark.service
+
 LOCKS = ("requirements.lock", "requirements-cuda.lock")
 PINNED = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)(?: ; (.*?))? \\$", re.MULTILINE)
 

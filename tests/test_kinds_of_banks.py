@@ -17,6 +17,8 @@ from test_sweep_routes import rows
 
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 @pytest.fixture(scope="module")
 def independent(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

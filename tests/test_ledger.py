@@ -23,6 +23,8 @@ from app.experiments.events.aggregation import MOST_OUTCOMES
 from app.experiments.events.event import Event, Outcome
 from app.experiments.events.exposure import Exposure
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 TESTS = Path(__file__).parent
 
 

@@ -26,6 +26,8 @@ from app.segments.segment_table import SegmentTable, Setting, read_table
 from app.sweep.logits.local_provider import LocalProvider
 from app.weights.recipe import Cookbook
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 def table_at(t: float, bank: Bank, fingerprint: str | None = None) -> dict[str, Any]:
     """A table of one segment."""

@@ -23,6 +23,8 @@ from test_access import BOSS, BOSS_ENTRY, ENTRY, SHOP, bearer
 
 from app.api.telemetry.logs import FORMATTERS, REQUEST_ID, Json
 
+pytestmark = pytest.mark.service
+
 BREAKS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
 """Whatever some reader of lines takes for the end of one."""
 TRICKS = ["\x1b[2K\x1b[1A", "\x9b2J", "\x08\x08", "\0", "\x7f", "\u202e", "\u2066", "\ud800", "\t"]

@@ -25,6 +25,8 @@ from app.main import by_commas, create_app
 from app.models.bank import BankSpec
 from app.settings import Settings, variable
 
+pytestmark = pytest.mark.service
+
 KUBERNETES = ("1.32", "1.37")
 """The oldest version that runs these (a sleep as preStop), and the newest whose schemas are at hand."""
 

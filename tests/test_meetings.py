@@ -19,6 +19,8 @@ from app.experiments.events.exposure import Exposure
 from app.experiments.experiment import Experiment
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 __all__ = ["slow_builds"]
 TEXT = "late order"
 RECIPES = {"mild": "base", "firm": "angry@0.4"}

@@ -35,6 +35,8 @@ from app.sweep.data.dataset import Columns, dataset_of
 from app.weights.auto_recipe import Auto, automatic
 from app.weights.recipe import RESERVED, Cookbook
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 SCRIPTS = ["财务", "産品", "ürün", "Ελλάδα", "продажи", "مبيعات", "बिक्री", "ขาย", "한국어", "二〇二六", "v٣", "Zoë_2-b"]
 NO_NAMES = ["", " ", "a b", "a@b", "a+b", "a:b", "a;b", "a=b", "a,b", "a/b", "a.\u200db", "@a", "-a", "a\n", "a\u200b"]
 NO_NAMES += ["a\u202e", "a\u2028b", "a\u3000b", "\ud800", "a\ufe0f", "\u3164", "\u0301a", "a\x00", "a\u00ad", "😀"]

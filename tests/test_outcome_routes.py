@@ -19,6 +19,8 @@ from servers import until
 from app.api.outcome_routes import MOST_OUTCOMES
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 PATH = "/v1/experiments/tone"
 DEFINITION = {
     "arms": [{"name": "mild", "recipe": "base", "share": 0.5}, {"name": "firm", "recipe": "angry@0.4", "share": 0.5}],

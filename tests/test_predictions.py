@@ -18,6 +18,8 @@ from app.cache.prediction_cache import Known, Name, PredictionCache
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 LOGITS = struct.pack("<3f", 0.25, -1.5, 3.0)
 OTHERS = struct.pack("<3f", 1.0, 2.0, 3.0)
 KNOWN = Known(LOGITS, 5, truncated=False)

@@ -12,6 +12,8 @@ from redis import Redis
 
 from app.cluster.embedded_redis import EmbeddedRedis, find_server
 
+pytestmark = pytest.mark.service
+
 SCRIPT = """
 import time
 from app.cluster.embedded_redis import EmbeddedRedis, find_server

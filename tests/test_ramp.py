@@ -22,6 +22,8 @@ from app.weights.layer_depth import depths, stretches
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 RECIPES = ["angry@0.1:0.9", "angry..polite@0.2:0.7", "polite@0:1", "angry@0.3+polite@1:-0.5", "angry@1:0"]
 
 

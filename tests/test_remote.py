@@ -23,6 +23,8 @@ from app.models.classifier import Classifier
 from app.models.tokenizer import TextTokenizer
 from app.weights.recipe import Recipe
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 Serve = Callable[..., Service]
 FEW = {"memory_tier_mib": 8, "prediction_cache": False}
 """Services start sooner with less memory to touch."""

@@ -25,6 +25,8 @@ from app.experiments.events.exposure import Exposure
 from app.experiments.rollout import Evidence, RolloutPlan
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 UNITS = [f"customer-{i}" for i in range(60)]
 OLD, NEW = "polite@0.5", "angry@0.4"
 

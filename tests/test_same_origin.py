@@ -12,6 +12,8 @@ from test_roles import TABLE, filled
 
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 SHOP = "https://shop.example"
 ASK = {"texts": "thanks", "recipe": "angry@0.4"}
 FOREIGN = [

@@ -20,6 +20,8 @@ from servers import server
 from app.api.auth.api_keys import new_key
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.service
+
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "security.md"
 KEY, ENTRY = new_key("boss", "manage")

@@ -21,6 +21,8 @@ from app.cluster.embedded_redis import find_server
 from app.cluster.redis_client import RedisCallFailed, connect
 from app.cluster.redis_url import RedisUrl
 
+pytestmark = pytest.mark.service
+
 PASSWORD = "hunter2"
 SERVERS = ["127.0.0.10", "127.0.0.11", "127.0.0.12"]
 SENTINELS = ["127.0.0.20", "127.0.0.21", "127.0.0.22"]

@@ -26,6 +26,8 @@ from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_
 from app.segments.segment_table import SegmentTable, Setting, table_of
 from app.sweep.logits.local_provider import LocalProvider
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 TEXTS = ["the refund came fast, great!", "they never answer. awful", "parcel is late again", "late again, awful"]
 MAIL, CHAT, NOTE = "angry@0.2;temperature=1.5", "polite@0.8;temperature=2", "base;temperature=1.4"
 POOLED = "polite@0.5;temperature=1.25"

@@ -16,6 +16,8 @@ from transformers import AutoModelForSequenceClassification
 
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 FUNCTIONS = {
     "softmax": lambda z: torch.softmax(z, dim=-1),
     "sigmoid": torch.sigmoid,

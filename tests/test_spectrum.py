@@ -16,6 +16,8 @@ from test_http import TEXTS, predict, problem
 
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 
 @pytest.fixture
 def client(serve: Callable[..., Service], spec: BankSpec, redis: Redis) -> httpx.Client:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import SpoolFull
-from app.experiments.events.event import spool as module
+from app.experiments.events import spool as module
 from app.experiments.events.spool import Spool
 
 MIB = 2**20

@@ -17,6 +17,8 @@ from app.cluster.redis_url import RedisUrl
 from app.experiments import sticky_assignment as module
 from app.experiments.sticky_assignment import Key, StickyAssignment
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 A: Key = ("tone", 1, "ä")
 B: Key = ("other", 1, "ä")
 

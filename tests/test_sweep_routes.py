@@ -15,6 +15,8 @@ from redis import Redis
 
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 WORDS = "the parcel refund came late early broken works great awful fine thanks never slow fast order".split()
 LABELS = ["negative", "neutral", "positive"]
 

@@ -27,6 +27,8 @@ from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.one_line import sweep
 from app.sweep.sweep_order import BankFacts, GivenData, SweepOrder, question_of
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 DATA = rows(600, 30)
 GRID = [t / 10 for t in range(11)]
 

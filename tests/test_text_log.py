@@ -13,6 +13,8 @@ from kept_lines import Kept
 from app.api.telemetry.request_text_log import MOST_CHARACTERS, MOST_TEXTS, shortened, texts_of
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 CANARY = "canary text of a customer"
 ASK = {"texts": CANARY, "recipe": "angry@0.4"}
 

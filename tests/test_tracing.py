@@ -22,6 +22,8 @@ from app.api.telemetry.logs import Json
 from app.api.telemetry.tracing import Tracer
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TEXT = "canary text of a customer"
 ASK = {"texts": TEXT, "recipe": "angry@0.4"}

@@ -27,6 +27,8 @@ from app.experiments.events.exposure import Exposure
 from app.experiments.events.ledger_store import LedgerStore
 from app.models.bank import BankSpec
 
+pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
+
 KEY = f"tween:exp:{{{NAME}}}"
 
 
