@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from app.cache.bank_manifest_store import BankManifestStore
 from app.cache.bulk_transfer import BulkTransfer
-from app.cache.redis_policy import Policy
 from app.cache.redis_tier import BlendFormat, RedisTier
+from app.cache.sharing_rule import SharingRule
 from app.cluster.embedded_redis import EmbeddedRedis, find_server
 from app.cluster.redis_client import RedisCallFailed, RedisClient, connect
 from app.cluster.redis_url import RedisUrl
@@ -66,21 +66,15 @@ async def redis_url(settings: Settings, resources: AsyncExitStack) -> RedisUrl |
     return RedisUrl.parse(private.url)
 
 
-async def redis_tier(
-    client: RedisClient, chunks: BulkTransfer, settings: Settings, bank: Bank, resources: AsyncExitStack
-) -> RedisTier:
+def redis_tier(client: RedisClient, chunks: BulkTransfer, settings: Settings, bank: Bank) -> RedisTier:
     """Where blends wait that every pod can use."""
     arena = bank.arena
     dtype = str(arena.rows.dtype).removeprefix("torch.")
     shape = BlendFormat(bank.fingerprint, arena.layout.digest, dtype, arena.row_bytes)
-    policy = Policy(settings.redis_blends, builds=bank.has_members)
-    # Whoever cannot rebuild a blend never removes one for lack of room.
+    rule = SharingRule(settings.redis_blends, builds=bank.has_members)
+    # A pod that cannot rebuild a blend never removes one for lack of room.
     limit = settings.redis_blends_mib * MIB if bank.has_members else ENDLESS
-    tier = RedisTier(client, chunks, shape, policy, settings.redis_namespace, settings.blend_ttl_s, limit)
-    resources.push_async_callback(tier.close)
-    if policy.wants_a_measurement:
-        await tier.measure()
-    return tier
+    return RedisTier(client, chunks, shape, rule, settings.redis_namespace, settings.blend_ttl_s, limit)
 
 
 async def published_bank(settings: Settings, spec: PublishedBank, cards: BankManifestStore | None) -> Bank:

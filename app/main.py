@@ -262,13 +262,13 @@ async def build_engine(
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
     weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
     costs = await measure(compute, weights if bank.has_members else None, slots.rows[0], encoder.encode(WARM_UP))
-    further = [await redis_tier(*reached, settings, bank, resources)] if reached else []
-    ladder = Ladder(MemoryTier(slots.rows, asked), further)
+    further = [redis_tier(*reached, settings, bank)] if reached else []
+    batcher = Batcher(compute, settings.batch_tokens, settings.queue_rows, settings.queue_ms / 1e3)
+    ladder = Ladder(MemoryTier(slots.rows, asked), further, callers_wait=lambda: batcher.waiting_rows > 0)
     resources.push_async_callback(ladder.close)
     if not bank.has_members:
         meanwhile(ladder.renew(), resources)
     blends = BlendProvider(bank, ladder, BuildPolicy(costs), compute)
-    batcher = Batcher(compute, settings.batch_tokens, settings.queue_rows, settings.queue_ms / 1e3)
     meanwhile(batcher.run(), resources)
     predictions = remembered(settings, bank, redis, resources) if settings.prediction_cache else None
     default = cookbook.read(settings.default_recipe)

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from app.cache.redis_policy import Mode
 from app.client_key import VARIABLE as CALLERS_KEY
 from app.errors import BadSettings
 
@@ -85,9 +84,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         None, description="URL of the shared Redis; by default the service starts a private one"
     )
     redis_namespace: str = Field("tween", pattern=r"^[A-Za-z0-9_-]+$", description="prefix of every key in Redis")
-    redis_blends: Mode = Field(
+    redis_blends: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="blends in Redis: auto (where that is sooner), always, never",
+        description="blends in Redis: auto (written when asked for again, read where a build takes longer), "
+        "always, never",
     )
     redis_blends_mib: int = Field(512, gt=0, description="byte budget of this bank's blends in Redis, MiB")
     private_redis_mib: int = Field(1024, gt=0, description="maximum memory of the private Redis, MiB")

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import torch
 
 from app.cache.bulk_transfer import BulkTransfer
-from app.cache.redis_policy import Policy
 from app.cache.redis_tier import BlendFormat, RedisTier
+from app.cache.sharing_rule import SharingRule
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 
@@ -26,41 +26,43 @@ PREFIX = SHAPE.prefix("tween", CHUNK)
 
 @asynccontextmanager
 async def pod(
-    url: str, shape: BlendFormat = SHAPE, policy: Policy | None = None, limit: int = 10**9, chunk: int = CHUNK
+    url: str, shape: BlendFormat = SHAPE, rule: SharingRule | None = None, limit: int = 10**9, chunk: int = CHUNK
 ) -> AsyncIterator[RedisTier]:
     address = RedisUrl.parse(url)
     client, chunks = connect(address), BulkTransfer(address, chunk)
     try:
-        yield RedisTier(client, chunks, shape, policy or Policy("always"), "tween", 60, limit)
+        yield RedisTier(client, chunks, shape, rule or SharingRule("always"), "tween", 60, limit)
     finally:
         await client.aclose()
         await chunks.aclose()
 
 
 def with_pods(
-    url: str, scenario: Callable[..., Awaitable[None]], count: int = 1, policy: Policy | None = None, **options: object
+    url: str,
+    scenario: Callable[..., Awaitable[None]],
+    count: int = 1,
+    rule: SharingRule | None = None,
+    **options: object,
 ) -> None:
-    """Run a scenario that takes so many tiers; each has a policy of its own unless one is given."""
+    """Run a scenario that takes so many tiers; each has a rule of its own unless one is given."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            pods = [await stack.enter_async_context(pod(url, policy=policy, **options)) for _ in range(count)]  # type: ignore[arg-type]
+            pods = [await stack.enter_async_context(pod(url, rule=rule, **options)) for _ in range(count)]  # type: ignore[arg-type]
             await scenario(*pods)
 
     asyncio.run(main())
 
 
 async def write(tier: RedisTier, key: str = KEY) -> bool:
-    return await tier.put(key, "finance@0.4", VECTOR, lambda: False) is not None
+    """Whether the blend was written, and was not there."""
+    return bool(await tier.put(key, "finance@0.4", VECTOR, lambda: False))
 
 
 async def fetched(tier: RedisTier, key: str = KEY) -> torch.Tensor | None:
-    """The blend, or None; a lock that a miss left to us is given back."""
+    """The blend, or None."""
     out = torch.full((P,), torch.nan)
-    if await tier.get(key, KIND, out):
-        return out
-    await tier.let_go(key)
-    return None
+    return out if await tier.get(key, KIND, out) else None
 
 
 def name(part: str, key: str = KEY) -> str:

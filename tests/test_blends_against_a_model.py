@@ -264,11 +264,6 @@ class BlendMachine(RuleBasedStateMachine):
             self.use_in_silence(number, key)
 
     @precondition(lambda self: self.is_up)
-    @rule(key=ANY_KEY)
-    def somebody_claims_a_build_and_dies(self, key: str) -> None:
-        self.redis.set(name("lock", key), "a stranger's", px=200)
-
-    @precondition(lambda self: self.is_up)
     @rule()
     def redis_forgets_what_was_used_when(self) -> None:
         self.redis.delete(f"{PREFIX}:used")

@@ -13,8 +13,6 @@ import itertools
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -356,43 +354,3 @@ def test_two_pods_that_build_the_same_blends(world: World, unmixable: BankSpec) 
             clients = [world.service.client, other.client] * 4
             for got in callers.map(lambda client, recipe=recipe: probabilities(client, recipe), clients):
                 assert check(got, world.expected[recipe]) is None
-
-
-OWNER = """
-import asyncio, sys
-sys.path.insert(0, "tests")
-from pods import pod
-from app.cache.redis_tier import BlendFormat
-import torch
-
-url, fingerprint, layout, dtype, size, *keys = sys.argv[1:]
-
-async def main():
-    async with pod(url, BlendFormat(fingerprint, layout, dtype, int(size)), chunk=20_000) as tier:
-        print("ready", flush=True)
-        sys.stdin.readline()
-        for key in keys:
-            await tier.get(key, "", torch.zeros(int(size) // 4))
-        print("building", flush=True)
-        await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-def test_a_pod_that_is_killed_while_it_builds(world: World) -> None:
-    """It has said of most blends that it builds them, and dies."""
-    arena = world.service.app.state.engine.bank.arena
-    fingerprint = world.service.client.get("/v1/bank").json()["fingerprint"]
-    keys = [world.service.client.post("/v1/blends", json={"recipe": r}).json()["key"] for r in RECIPES]
-    shape = [fingerprint, arena.layout.digest, "float32", str(arena.row_bytes)]
-    command = [sys.executable, "-c", OWNER, world.server.url, *shape, *keys]
-    with world.under_load(), world.redis as redis:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
-            assert owner.stdin is not None and owner.stdout is not None and owner.stdout.readline() == "ready\n"
-            redis.flushall()
-            print(file=owner.stdin, flush=True)
-            assert owner.stdout.readline() == "building\n"
-            owner.kill()
-        assert len(redis.keys("*:lock")) > len(keys) / 4
-        time.sleep(1)

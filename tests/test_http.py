@@ -273,12 +273,12 @@ def test_a_blend_tells_what_each_way_to_it_took(serve: Callable[..., Service], s
 
 
 @pytest.mark.parametrize("setting", ["auto", "never"])
-def test_a_linear_blend_is_built_where_that_is_sooner(
+def test_a_blend_that_does_not_lie_in_redis_is_built(
     serve: Callable[..., Service], spec: BankSpec, redis: Redis, setting: str
 ) -> None:
     client = serve(spec, redis_blends=setting).client
-    assert (("fetch", "") in known_costs(client)) == (setting == "auto")
     assert predict(client, texts="ok", recipe="angry@0.4")["source"] == "built"
+    assert known_costs(client) == {("build", "linear 2")}
     if setting == "never":
         assert client.get("/v1/blends").json()["tiers"]["redis"]["misses"] == 0
         assert not list(redis.scan_iter("tween:blend:*"))

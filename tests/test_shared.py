@@ -15,8 +15,8 @@ from pods import KEY, PREFIX, SHAPE, VECTOR, P, fetched, name, with_pods, write
 from redis import Redis
 from servers import line_to, server
 
-from app.cache.redis_policy import Policy
 from app.cache.redis_tier import RedisTier
+from app.cache.sharing_rule import SharingRule
 from app.cluster import redis_client
 
 USED = f"{PREFIX}:used"
@@ -79,6 +79,27 @@ def test_a_blend_that_is_there_is_not_written_again(redis: Redis, redis_url: str
         counted(tier, writes=1)
 
     with_pods(redis_url, scenario)
+
+
+def test_what_any_pod_was_asked_for_before_is_wanted(redis: Redis, redis_url: str) -> None:
+    async def scenario(one: RedisTier, two: RedisTier) -> None:
+        assert not await one.wants(KEY, 1) and await one.wants(KEY, 2)
+        assert await two.wants(KEY, 1), "another pod was asked for it"
+        assert not await two.wants("1" * 32, 1)
+        assert 0 < redis.ttl(name("asked")) <= 60
+
+    with_pods(redis_url, scenario, 2, rule=SharingRule("auto"))
+
+
+def test_a_pod_that_cannot_build_leaves_a_note_and_writes_nothing(redis: Redis, redis_url: str) -> None:
+    async def ask(tier: RedisTier) -> None:
+        assert not tier.is_writable and not await tier.wants(KEY, 1)
+
+    async def build(tier: RedisTier) -> None:
+        assert tier.is_writable and await tier.wants(KEY, 1)
+
+    with_pods(redis_url, ask, rule=SharingRule("never", builds=False))
+    with_pods(redis_url, build, rule=SharingRule("auto"))
 
 
 # -- damage --------------------------------------------------------------------------------------------
@@ -246,9 +267,9 @@ def test_a_server_that_hangs_costs_one_time_out(redis: Redis, redis_url: str, mo
 
 
 def test_a_thin_link_is_given_up_in_time_and_read_no_more(tmp_path: Path) -> None:
-    policy = Policy("auto")
-    policy.built("linear 2", 0.3)
-    policy.fetched(0.1)
+    rule = SharingRule("auto")
+    rule.built("linear 2", 0.3)
+    rule.fetched(0.1)
 
     async def scenario(tier: RedisTier) -> None:
         assert await write(tier) and await fetched(tier) is not None
@@ -257,11 +278,11 @@ def test_a_thin_link_is_given_up_in_time_and_read_no_more(tmp_path: Path) -> Non
         assert await fetched(tier) is None
         assert time.perf_counter() - started < 4
         assert tier.breakers()["weights"].is_open and not tier.breakers()["small"].is_open
-        assert not policy.reads("linear 2") and policy.fetch.seconds is not None and policy.fetch.seconds > 0.3
+        assert not rule.reads("linear 2")
         assert tier.hits == 1 and tier.errors == 1
 
     with server(tmp_path) as made, line_to(made.port) as line:
-        with_pods(line.url, scenario, policy=policy)
+        with_pods(line.url, scenario, rule=rule)
 
 
 # -- the budget ----------------------------------------------------------------------------------------
@@ -341,7 +362,6 @@ def test_what_redis_evicted_or_flushed_is_forgotten(redis: Redis, redis_url: str
 def test_a_blend_too_large_for_the_server_is_never_sent(tmp_path: Path, policy: str) -> None:
     async def scenario(tier: RedisTier) -> None:
         assert not await write(tier)
-        await tier.measure()
         counted(tier, too_large=1)
 
     with server(tmp_path, "maxmemory 4mb", f"maxmemory-policy {policy}") as made, made.client() as redis:

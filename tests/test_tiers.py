@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from app.cache.memory_tier import MemoryTier
-from app.cache.tiers import BlendPin, Ladder, Stored
+from app.cache.tier import Stored
+from app.cache.tiers import BlendPin, Ladder
 from app.cluster.circuit_breaker import CircuitBreaker
 
 
@@ -20,8 +21,10 @@ class DictTier:
     def __init__(self) -> None:
         self.vectors: dict[str, Tensor] = {}
         self.gets = 0
-        self.wanting = True
-        self.let_gos: list[str] = []
+        self.is_writable = True
+        self.at_once = True
+        self.fails = False
+        self.asked: list[tuple[str, int]] = []
         self.learnt: list[str] = []
 
     async def get(self, key: str, kind: str, out: Tensor) -> bool:
@@ -36,19 +39,17 @@ class DictTier:
     def built(self, kind: str, seconds: float) -> None:
         self.learnt.append(kind)
 
-    def wants(self, kind: str) -> bool:
-        return self.wanting
+    async def wants(self, key: str, requests: int) -> bool:
+        self.asked.append((key, requests))
+        return self.at_once or requests > 1
 
     async def put(self, key: str, recipe: str, vector: Tensor, called_off: Callable[[], bool]) -> float | None:
         for _ in range(5):
             await asyncio.sleep(0.002)
-            if called_off():
+            if await asyncio.to_thread(called_off) or self.fails:
                 return None
         self.vectors[key] = vector.clone()
         return 0.01
-
-    async def let_go(self, key: str) -> None:
-        self.let_gos.append(key)
 
     async def renew(self, key: str) -> None:
         pass
@@ -81,7 +82,8 @@ class World:
     def __init__(self) -> None:
         self.memory = MemoryTier(torch.zeros(2, 16))
         self.further = DictTier()
-        self.ladder = Ladder(self.memory, [self.further])
+        self.callers_wait = False
+        self.ladder = Ladder(self.memory, [self.further], lambda: self.callers_wait)
         self.builds = 0
         self.fails = False
 
@@ -180,23 +182,70 @@ def test_more_blends_than_slots_are_all_right_in_the_end() -> None:
     run(scenario)
 
 
-def test_what_no_tier_wants_is_not_written_and_nobody_waits_for_it() -> None:
+def test_a_tier_that_takes_nothing_is_offered_nothing() -> None:
     async def scenario(world: World) -> None:
-        world.further.wanting = False
-        assert await world.use("a") == "built"
+        world.further.is_writable = False
+        assert await world.use("a") == "built" and await world.use("a") == "memory"
         await world.ladder.settle()
-        assert not world.further.vectors and world.further.let_gos == ["a"] and world.further.learnt == ["linear 2"]
+        assert not world.further.vectors and not world.further.asked and world.further.learnt == ["linear 2"]
 
     run(scenario)
 
 
-def test_a_build_that_fails_keeps_nobody_waiting() -> None:
+def test_a_build_that_fails_is_neither_learnt_nor_written() -> None:
     async def scenario(world: World) -> None:
         world.fails = True
         with pytest.raises(RuntimeError):
             await world.use("a")
         await world.ladder.settle()
-        assert world.further.let_gos == ["a"] and world.further.learnt == []
+        assert not world.further.asked and world.further.learnt == []
+
+    run(scenario)
+
+
+def test_a_blend_is_written_when_it_is_asked_for_again_and_then_no_more() -> None:
+    async def scenario(world: World) -> None:
+        world.further.at_once = False
+        await world.use("a")
+        await world.ladder.settle()
+        assert not world.further.vectors
+        for _ in range(3):
+            await world.use("a")
+            await world.ladder.settle()
+        assert list(world.further.vectors) == ["a"] and world.further.asked == [("a", 1), ("a", 2)]
+
+    run(scenario)
+
+
+def test_a_request_that_comes_before_the_first_was_looked_at_counts() -> None:
+    async def scenario(world: World) -> None:
+        world.further.at_once = False
+        world.callers_wait = True
+        await world.use("a")
+        await world.use("a")
+        world.callers_wait = False
+        await world.ladder.settle()
+        assert list(world.further.vectors) == ["a"]
+
+    run(scenario)
+
+
+def test_two_callers_of_one_cold_blend_have_it_written() -> None:
+    async def scenario(world: World) -> None:
+        world.further.at_once = False
+        await asyncio.gather(world.use("a"), world.use("a"))
+        await world.ladder.settle()
+        assert list(world.further.vectors) == ["a"]
+
+    run(scenario)
+
+
+def test_a_blend_that_was_fetched_is_not_offered_again() -> None:
+    async def scenario(world: World) -> None:
+        world.further.vectors["a"] = torch.ones(16)
+        assert await world.use("a") == "dict" and await world.use("a") == "memory"
+        await world.ladder.settle()
+        assert not world.further.asked
 
     run(scenario)
 

@@ -35,6 +35,8 @@ class Blend:
     costs: dict[str, float] = field(default_factory=dict)
     hits: int = 0
     pins: int = 0
+    next_offer: float = 0.0
+    """From this moment of the monotonic clock on, it may be offered to further tiers (`cache/write_behind.py`)."""
     deleted: bool = False
 
     @property

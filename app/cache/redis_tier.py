@@ -9,7 +9,7 @@ dtype, length, size of a chunk), so that pods which differ in it do not delete e
 
     NAMESPACE:blend:2:FP-SHAPE:{KEY}:manifest     JSON
     NAMESPACE:blend:2:FP-SHAPE:{KEY}:0 ...        bytes
-    NAMESPACE:blend:2:FP-SHAPE:{KEY}:lock         the token of the pod that builds it now
+    NAMESPACE:blend:2:FP-SHAPE:{KEY}:asked        it was asked for, and did not lie here
     NAMESPACE:blend:2:FP-SHAPE:used               when each blend was last used
 
 The braces are a hash tag: on a cluster, all keys of a blend live on one node.
@@ -21,8 +21,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import random
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,23 +29,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.cache.build_lock import Claims
 from app.cache.bulk_transfer import BulkTransfer, CalledOff, Wrong
 from app.cache.redis_budget import RedisBudget
-from app.cache.redis_policy import Policy
-from app.cache.tiers import Stored
+from app.cache.sharing_rule import SharingRule
+from app.cache.tier import Stored
 from app.cluster.circuit_breaker import CircuitBreaker
 from app.cluster.redis_client import CircuitOpen, RedisCallFailed, RedisClient
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-POLL_SECONDS = 0.02
-"""Between looks at what another pod is building; varied by half, so that those who wait do not all ask at once."""
 QUIET_SECONDS = 10.0
 """Between two lines in the log: a server that refuses everything would fill it."""
-PROBE_TTL = 10
-"""Seconds for which the chunk that a measurement writes may outlive it."""
 RENEW = """
 local found = 0
 for _, name in ipairs(KEYS) do found = found + redis.call('EXPIRE', name, ARGV[1]) end
@@ -80,52 +73,59 @@ class RedisTier:
         client: RedisClient,
         chunks: BulkTransfer,
         shape: BlendFormat,
-        policy: Policy,
+        rule: SharingRule,
         namespace: str,
         ttl: int,
         limit: int,
     ) -> None:
         """`ttl` is in seconds, `limit` in bytes for all blends of this bank."""
         self.hits = self.misses = self.corrupt = self.errors = self.writes = 0
-        self.called_off = self.too_large = self.waited = self.waited_in_vain = 0
-        self.policy = policy
+        self.called_off = self.too_large = 0
+        self.rule = rule
         self._client = client
         self._chunks = chunks
         self._shape = shape
         self._prefix = shape.prefix(namespace, chunks.size)
         self._ttl = ttl
         self._budget = RedisBudget(client, self._prefix, shape.bytes, limit, ttl)
-        self._claims = Claims(client)
         self._quiet_until = 0.0
-        self._measuring: asyncio.Task[None] | None = None
 
     # -- the Tier protocol -----------------------------------------------------------------------------
 
     async def get(self, key: str, kind: str, out: Tensor) -> bool:
-        self._measure_if_due()
-        if not self.policy.reads(kind):
+        if not self.rule.reads(kind):
             return False
         try:
             if await self._read(key, kind, out):
                 return True
             self.misses += 1
-            return self.policy.waits(kind) and await self._wait_for_its_builder(key, kind, out)
+            return False
         except RedisCallFailed as reason:
             self._failed("read", reason)
             return False
 
     def built(self, kind: str, seconds: float) -> None:
-        self.policy.built(kind, seconds)
+        self.rule.built(kind, seconds)
 
-    def wants(self, kind: str) -> bool:
-        self._measure_if_due()
-        return self.policy.writes(kind) and not self._chunks.breaker.is_open
+    @property
+    def is_writable(self) -> bool:
+        return self.rule.writes and not self._chunks.breaker.is_open
+
+    async def wants(self, key: str, requests: int) -> bool:
+        if requests > 1 or self.rule.writes_at_once:
+            return True
+        try:
+            name = self._name(key, "asked")
+            return not await self._client.call(lambda redis: redis.set(name, 1, nx=True, ex=self._ttl))
+        except RedisCallFailed as reason:
+            self._failed("note", reason)
+            return False
 
     async def put(self, key: str, recipe: str, vector: Tensor, called_off: Callable[[], bool]) -> float | None:
         started = time.perf_counter()
         try:
             if await self._is_there(key) and await self._renew(key):
-                return None
+                return 0.0
             if not await self._budget.room():
                 self.too_large += 1
                 self._tell(f"a blend of {self._shape.bytes} bytes is too large for redis or for its budget there")
@@ -142,18 +142,10 @@ class RedisTier:
             self._failed("write", reason)
             await self.delete(key)
             return None
-        finally:
-            await self.let_go(key)
         seconds = time.perf_counter() - started
-        self.policy.wrote(seconds)
+        self.rule.wrote(seconds)
         self.writes += 1
         return seconds
-
-    async def let_go(self, key: str) -> None:
-        try:
-            await self._claims.release(self._name(key, "lock"))
-        except RedisCallFailed as reason:
-            self._failed("unlock", reason)
 
     async def renew(self, key: str) -> None:
         try:
@@ -195,12 +187,6 @@ class RedisTier:
             return False
         return not self._chunks.breaker.is_open
 
-    async def close(self) -> None:
-        """End what goes on by itself."""
-        if self._measuring is not None:
-            self._measuring.cancel()
-            await asyncio.gather(self._measuring, return_exceptions=True)
-
     def counters(self) -> dict[str, int]:
         return {
             "hits": self.hits,
@@ -211,12 +197,10 @@ class RedisTier:
             "evictions": self._budget.evictions,
             "called_off": self.called_off,
             "too_large": self.too_large,
-            "waited": self.waited,
-            "waited_in_vain": self.waited_in_vain,
         }
 
     def costs(self) -> list[tuple[str, str, float]]:
-        return self.policy.costs()
+        return self.rule.costs()
 
     def breakers(self) -> dict[str, CircuitBreaker]:
         return {"small": self._client.breaker, "weights": self._chunks.breaker}
@@ -230,7 +214,7 @@ class RedisTier:
             manifest = await self._manifest(key)
             if manifest is None:
                 return False
-            await self._read_chunks(key, manifest["checksums"], out, self.policy.fetch_limit(kind))
+            await self._read_chunks(key, manifest["checksums"], out, self.rule.fetch_limit(kind))
         except CalledOff:
             return False
         except Wrong as error:
@@ -240,9 +224,9 @@ class RedisTier:
             return False
         except RedisCallFailed as reason:
             if reason.timed_out:
-                self.policy.fetch_timed_out(time.perf_counter() - started)
+                self.rule.fetch_timed_out(time.perf_counter() - started)
             raise
-        self.policy.fetched(time.perf_counter() - started)
+        self.rule.fetched(time.perf_counter() - started)
         self.hits += 1
         await self._note_use(key)
         return True
@@ -261,26 +245,6 @@ class RedisTier:
             staging = torch.empty_like(out, device="cpu")
             await self._chunks.read(place, self._names(key), checksums, _memory(staging), seconds)
             await asyncio.to_thread(out.copy_, staging)
-
-    async def _wait_for_its_builder(self, key: str, kind: str, out: Tensor) -> bool:
-        """Fill `out` with what another pod is building. False if the caller shall build it: because nobody else does,
-        or because that takes too long."""
-        patience = self.policy.patience(kind)
-        until = time.monotonic() + patience
-        lock = self._name(key, "lock")
-        while not await self._claims.claim(lock, patience):
-            if time.monotonic() >= until:
-                self.waited_in_vain += 1
-                return False
-            await asyncio.sleep(POLL_SECONDS * (0.5 + random.random()))
-            if await self._read(key, kind, out):
-                self.waited += 1
-                return True
-        # Between our look and our claim the blend may have been finished.
-        if not await self._read(key, kind, out):
-            return False
-        await self._claims.release(lock)
-        return True
 
     async def _manifest(self, key: str) -> dict[str, Any] | None:
         raw = await self._client.call(lambda redis: redis.get(self._name(key, "manifest")))
@@ -336,40 +300,6 @@ class RedisTier:
             "bytes": self._shape.bytes,
             "chunk": self._chunks.size,
         }
-
-    # -- what a fetch costs ----------------------------------------------------------------------------
-
-    async def measure(self) -> None:
-        """Send one chunk there and back, and tell the policy what a whole blend would take."""
-        length = min(self._chunks.size, self._shape.bytes)
-        name = f"{self._prefix}:{{probe-{secrets.token_hex(8)}}}:0"
-        there, back = memoryview(bytearray(length)), memoryview(bytearray(length))
-        started = time.perf_counter()
-        try:
-            if not await self._budget.room():
-                return
-            place = await self._client.place(name)
-            await self._chunks.write(place, [name], there, PROBE_TTL, lambda: False)  # meets a cold connection
-            started = time.perf_counter()
-            checksums = await self._chunks.write(place, [name], there, PROBE_TTL, lambda: False)
-            written = time.perf_counter()
-            await self._chunks.read(place, [name], checksums, back, self.policy.fetch_limit(""))
-            read = time.perf_counter()
-            await self._client.call(lambda redis: redis.unlink(name))
-        except RedisCallFailed as reason:
-            if reason.timed_out:
-                self.policy.fetch_timed_out((time.perf_counter() - started) * self._shape.bytes / length)
-            self._failed("measurement", reason)
-            return
-        except (Wrong, CalledOff):
-            return
-        self.policy.wrote((written - started) * self._shape.bytes / length)
-        self.policy.fetched((read - written) * self._shape.bytes / length)
-
-    def _measure_if_due(self) -> None:
-        idle = self._measuring is None or self._measuring.done()
-        if idle and self.policy.wants_a_measurement and not self._client.breaker.is_open:
-            self._measuring = asyncio.create_task(self.measure())
 
     # -- names -----------------------------------------------------------------------------------------
 

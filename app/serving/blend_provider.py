@@ -12,7 +12,8 @@ from typing import Literal
 from torch import Tensor
 
 from app.cache.memory_tier import Blend, MemoryTier
-from app.cache.tiers import Ladder, Stored
+from app.cache.tier import Stored
+from app.cache.tiers import Ladder
 from app.cluster.circuit_breaker import CircuitBreaker
 from app.errors import BlendNotPublished, MemberBlend, UnknownBlend
 from app.models.bank import Bank
@@ -105,6 +106,8 @@ class BlendProvider:
 
         if not self._bank.has_members and not self._ladder.holds(key) and not await self._stored_in(key):
             # Known before a slot is taken: a recipe that cannot be served must not cost one that can.
+            for tier in self._ladder.further:
+                await tier.wants(key, requests=1)  # so that the next pod that builds it puts it there
             raise await self._not_there(recipe)
 
         async def build(slot: Tensor) -> None:

@@ -24,8 +24,8 @@ import uvloop
 from redis.asyncio import Redis
 
 from app.cache.bulk_transfer import CHUNK, BulkTransfer
-from app.cache.redis_policy import Policy
 from app.cache.redis_tier import BlendFormat, RedisTier
+from app.cache.sharing_rule import SharingRule
 from app.cluster.redis_client import connect
 from app.cluster.redis_url import RedisUrl
 from tests.servers import server
@@ -46,7 +46,7 @@ class Bench:
         address = RedisUrl.parse(url)
         self.client, self.chunks = connect(address), BulkTransfer(address)
         shape = BlendFormat("f" * 64, "0" * 64, "float32", WEIGHTS * 4)
-        self.tier = RedisTier(self.client, self.chunks, shape, Policy("always"), "bench", 3600, 4 * WEIGHTS * 4)
+        self.tier = RedisTier(self.client, self.chunks, shape, SharingRule("always"), "bench", 3600, 4 * WEIGHTS * 4)
         self.redis = Redis.from_url(url)
         self.base, self.variant = torch.randn(WEIGHTS), torch.randn(WEIGHTS)
         self.slot, self.blend = torch.zeros(WEIGHTS), torch.lerp(self.base, self.variant, 0.4)
