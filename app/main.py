@@ -96,7 +96,7 @@ from app.settings import Settings
 from app.sweep.jobs.job_runner import JobRunner, LocalRunner
 from app.sweep.jobs.sweep_manager import SweepManager
 from app.sweep.jobs.sweep_store import SweepStore
-from app.sweep.sweep_order import BankFacts
+from app.sweep.sweep_spec import BankFacts
 from app.weights import geometry
 from app.weights.arena import BASE
 from app.weights.recipe import Cookbook, Recipe

@@ -15,10 +15,11 @@ from conftest import Service
 from test_command_line import tween
 
 from app.cli.sweep_command import add_sweep
-from app.cli.sweep_options import question_of
+from app.cli.sweep_options import order_of
 from app.errors import TweenError
 from app.models.bank import BankSpec
 from app.sweep.logits.local_provider import LocalProvider
+from app.sweep.sweep_spec import spec_from
 
 pytestmark = pytest.mark.service
 
@@ -95,7 +96,7 @@ def test_a_barrier_is_measured_with_and_without_labels(run: Run, tmp_path: Path)
 
 
 REFUSED = [
-    ("{own}", [], "which way? name a --variant, or a --line; loaded: angry, polite"),
+    ("{own}", [], "which way? name a variant, or a line; loaded: angry, polite"),
     ("{own}", ["--variant", "odd"], "no variant 'odd'; loaded: base, angry, polite"),
     ("{own}", ["--line", "angry@0"], "'angry@0' is no line: both ends are base"),
     ("{own}", ["--variant", "angry", "--text", "body"], "no column 'body'; columns: text, label"),
@@ -106,9 +107,9 @@ REFUSED = [
     ("{own}", ["--variant", "angry", "--guard", "{own}:1pt:loss:2"], "a confidence is a number from 0.5 to 0.999"),
     ("{own}", ["--variant", "angry", "--guard", "{own}:1pt:0.9:loss"], "no metric '0.9loss'; metrics: loss"),
     ("{own}", ["--variant", "angry", "--guard", "{own}:1pt:f2"], "no metric 'f2'; metrics: loss, accuracy, macro_f1"),
-    ("{own}", ["--variant", "angry", "--guard", "{own}:1pt"], "two data sets have one name: own, own"),
+    ("{own}", ["--variant", "angry", "--guard", "{own}:1pt"], "two data sets have one name: own; name them apart"),
     ("{own}", ["--variant", "angry", "--lambda", "some"], "--lambda some: give a number from 0 up, or 'folds'"),
-    ("{own}", ["--variant", "angry", "--cost", "0,1;1,0"], "give 3 rows of 3 numbers"),
+    ("{own}", ["--variant", "angry", "--cost", "0,1;1,0"], "cost has 3 rows of 3 numbers"),
     ("{own}", ["--variant", "angry", "--objective", "worst_group"], "worst_group needs a column of segments or groups"),
     ("{own}", ["--variant", "angry", "--ramp", "--rule", "nearest"], "leave grid, lambda and the rule nearest out"),
 ]
@@ -128,7 +129,7 @@ def test_what_cannot_be_asked_is_one_sentence(
     add_sweep(parser)
     options = parser.parse_args([data.format(own=own), *(argument.format(own=own) for argument in arguments)])
     with pytest.raises(TweenError) as refusal:
-        question_of(options, provider)
+        spec_from(order_of(options), provider.facts)
     assert sentence in str(refusal.value) and "\n" not in str(refusal.value)
 
 

@@ -26,8 +26,8 @@ def found() -> SweepResult:
     provider = Synthetic()
     targets = [drawn(provider, 60, t=0.6, temperature=1.3, seed=seed, name=f"set{seed}") for seed in (1, 2)]
     passes = LogitCache(provider, MemoryLogitStore())
-    question = SweepSpec(LINE, targets, [1.0, 1.0], 4.0, draws=100)
-    return findings(question, *sweep(question, passes), passes, provider.labels)
+    spec = SweepSpec(LINE, targets, [1.0, 1.0], 4.0, draws=100)
+    return findings(spec, *sweep(spec, passes), passes, provider.labels)
 
 
 def test_tensorboard_reads_the_curve_and_the_answer(found: SweepResult, tmp_path: Path) -> None:

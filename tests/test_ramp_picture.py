@@ -26,8 +26,8 @@ def found() -> SweepResult:
     """A sweep whose best ramp goes from 0.2 to 0.9; a t of 1 in the first layer breaks a guard."""
     provider = Synthetic()
     passes = LogitCache(provider, MemoryLogitStore())
-    question = SweepSpec(LINE, [drawn(provider, 60, 0.6, 1.3, seed=1)], [1.0], 4.0, draws=100)
-    found = findings(question, *sweep(question, passes), passes, provider.labels)
+    spec = SweepSpec(LINE, [drawn(provider, 60, 0.6, 1.3, seed=1)], [1.0], 4.0, draws=100)
+    found = findings(spec, *sweep(spec, passes), passes, provider.labels)
     surface = [
         RampPoint(first, last, 0.5 + (first - 0.2) ** 2 + (last - 0.9) ** 2, allowed=first < 1)
         for first in TENTHS

@@ -13,11 +13,12 @@ from synthetic import LINE, Synthetic, drawn
 
 from app.errors import BadData
 from app.sweep.data.dataset import Dataset
-from app.sweep.layer_ramp import NODES, ROUNDS, swept
+from app.sweep.layer_ramp import NODES, ROUNDS
 from app.sweep.logits.line import Line
 from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
+from app.sweep.run import run_sweep
 from app.sweep.sweep_result import SweepResult
-from app.sweep.sweep_spec import Guard, SweepSpec
+from app.sweep.sweep_spec import BankFacts, Guard, SweepSpec
 from app.weights.recipe import Cookbook, Recipe
 
 COOKBOOK = Cookbook(["finance", "airline"])
@@ -53,8 +54,9 @@ def _normals(text: str) -> NDArray[np.float64]:
 def found(target: Dataset, provider: Layered | Synthetic | None = None, **asked: object) -> SweepResult:
     provider = provider or Layered()
     line = Line.read("finance", COOKBOOK)
-    question = SweepSpec(line, [target], [1.0], 1.0, draws=300, ramp=True, **asked)  # type: ignore[arg-type]
-    return swept(question, LogitCache(provider, MemoryLogitStore()), list(provider.labels))
+    spec = SweepSpec(line, [target], [1.0], 1.0, draws=300, ramp=True, **asked)  # type: ignore[arg-type]
+    bank = BankFacts(list(provider.labels), list(COOKBOOK.variants), [])
+    return run_sweep(spec, bank, LogitCache(provider, MemoryLogitStore()))
 
 
 def test_the_ramp_that_made_the_labels_is_found_and_recommended() -> None:

@@ -24,7 +24,7 @@ from app.segments.segment_classifier import buckets_of
 from app.segments.segment_table import table_of
 from app.sweep.data.dataset import Columns, dataset_of
 from app.sweep.logits.line import Line
-from app.sweep.sweep_order import GivenData
+from app.sweep.sweep_spec import GivenData
 from app.weights.auto_recipe import automatic
 from app.weights.recipe import NUMBER, Cookbook
 

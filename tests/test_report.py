@@ -30,9 +30,9 @@ def found() -> SweepResult:
     provider = Synthetic()
     target = drawn(provider, 300, t=0.6, temperature=1.3, seed=1, name="own & <dear>")
     guard = Guard(drawn(provider, 200, t=0.0, temperature=1.0, seed=2, name="general"), "accuracy", 0.05)
-    question = SweepSpec(LINE, [target], [1.0], 4.0, [guard], draws=200)
+    spec = SweepSpec(LINE, [target], [1.0], 4.0, [guard], draws=200)
     passes = LogitCache(provider, MemoryLogitStore())
-    return findings(question, *sweep(question, passes), passes, provider.labels)
+    return findings(spec, *sweep(spec, passes), passes, provider.labels)
 
 
 @pytest.fixture(scope="module")

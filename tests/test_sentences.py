@@ -13,11 +13,11 @@ from synthetic import LINE, Synthetic, drawn
 from test_sweep import ask
 
 from app.sweep.data.dataset import Dataset
-from app.sweep.layer_ramp import swept
 from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.report.summary import SENTENCES, WARNINGS, SweepSentence, said
+from app.sweep.run import run_sweep
 from app.sweep.sweep_result import SweepResult
-from app.sweep.sweep_spec import Guard, SweepSpec
+from app.sweep.sweep_spec import BankFacts, Guard, SweepSpec
 from app.weights.recipe import Recipe
 
 
@@ -54,8 +54,17 @@ def at_random(texts: int, share: float = 1 / 3) -> Dataset:
     return replace(own(texts, 0.5), labels=labels.astype(np.int64))
 
 
-def asked(**question: object) -> Callable[[], SweepResult]:
-    return lambda: ask(P, **{"repeats": 1, **question})
+def asked(**spec: object) -> Callable[[], SweepResult]:
+    return lambda: ask(P, **{"repeats": 1, **spec})
+
+
+def bank_of(provider: Synthetic) -> BankFacts:
+    return BankFacts(list(provider.labels), ["finance"], [[4.0]])
+
+
+def perturbed() -> SweepResult:
+    spec = SweepSpec(LINE, [own(60, 0.6)], [1.0], 4.0, repeats=1, robustness=True)
+    return run_sweep(spec, bank_of(P), LogitCache(P, MemoryLogitStore()))
 
 
 def ramped(provider: Synthetic, guards: tuple[Guard, ...] = (), t: float = 0.5) -> Callable[[], SweepResult]:
@@ -66,8 +75,8 @@ def ramped(provider: Synthetic, guards: tuple[Guard, ...] = (), t: float = 0.5) 
             logits = provider.logits(target.texts, LINE.ramp(0.0, 1.0)).astype(np.float64)
             labels = (logits + np.random.default_rng(4).gumbel(size=logits.shape)).argmax(axis=1)
             target = replace(target, labels=labels)
-        question = SweepSpec(LINE, [target], [1.0], 4.0, guards, ramp=True, draws=400, repeats=1)
-        return swept(question, LogitCache(provider, MemoryLogitStore()), provider.labels)
+        spec = SweepSpec(LINE, [target], [1.0], 4.0, guards, ramp=True, draws=400, repeats=1)
+        return run_sweep(spec, bank_of(provider), LogitCache(provider, MemoryLogitStore()))
 
     return sweep
 
@@ -157,6 +166,7 @@ CASES: Mapping[str, tuple[Callable[[], SweepResult], str]] = {
         "the guards allow none of the ramps that were run",
     ),
     "figures are of one t": (ramped(Layered(2.0)), "what is told of scores, guards and robustness is of t = "),
+    "texts were not attacked": (perturbed, "texts were perturbed but not attacked: an attack needs gradients, which"),
 }
 
 made = cache(lambda name: CASES[name][0]())

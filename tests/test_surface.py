@@ -43,7 +43,7 @@ class Mixed:
         labels = (z + np.random.default_rng(seed).gumbel(size=z.shape)).argmax(axis=1)
         return Dataset(name, names, labels, np.arange(texts))
 
-    def question(self, *targets: Dataset, **asked: object) -> SweepSpec:
+    def spec(self, *targets: Dataset, **asked: object) -> SweepSpec:
         line = Line.read("a", self.cookbook)
         return SweepSpec(line, targets, [1.0] * len(targets), 1.0, draws=300, **asked)  # type: ignore[arg-type]
 
@@ -52,7 +52,7 @@ class Mixed:
 def test_the_line_points_at_the_mix_that_made_the_labels(t: dict[str, float], passes: int) -> None:
     provider = Mixed(len(t))
     runs = LogitCache(provider, MemoryLogitStore())
-    line, direction = towards_the_best_mix(provider.question(provider.dataset(t, 500, 1)), list(t), runs)
+    line, direction = towards_the_best_mix(provider.spec(provider.dataset(t, 500, 1)), list(t), runs)
     for name, value in direction.t.items():
         assert value.low - 0.02 <= t[name] <= value.high + 0.02
         assert value.value == pytest.approx(t[name], abs=0.12)
@@ -75,7 +75,7 @@ def test_a_guard_turns_the_line_away_from_what_breaks_it() -> None:
     general = provider.dataset({"a": 0.5}, 300, 3, name="general")
     free, kept = (
         towards_the_best_mix(
-            provider.question(target, guards=guards), ["a", "b"], LogitCache(provider, MemoryLogitStore())
+            provider.spec(target, guards=guards), ["a", "b"], LogitCache(provider, MemoryLogitStore())
         )[1]
         for guards in ([], [Guard(general, "loss", 0.0)])
     )
@@ -86,8 +86,8 @@ def test_beyond_four_variants_blends_are_tried_one_by_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(multi_variant, "TRIALS", 25)
     provider = Mixed(5)
     t = {"a": 0.0, "b": 0.0, "c": 0.9, "d": 0.0, "e": 0.0}
-    question = provider.question(provider.dataset(t, 300, 4))
-    line, direction = towards_the_best_mix(question, NAMES, LogitCache(provider, MemoryLogitStore()))
+    spec = provider.spec(provider.dataset(t, 300, 4))
+    line, direction = towards_the_best_mix(spec, NAMES, LogitCache(provider, MemoryLogitStore()))
     assert direction.way == "trials" and direction.blends <= 26
     assert max(direction.t, key=lambda name: direction.t[name].value) == "c"
     assert line.end.t_by_variant["c"] >= 0.4
@@ -96,6 +96,6 @@ def test_beyond_four_variants_blends_are_tried_one_by_one(monkeypatch: pytest.Mo
 def test_without_optuna_five_variants_are_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     provider = Mixed(5)
-    question = provider.question(provider.dataset({"a": 0.5}, 100, 5))
+    spec = provider.spec(provider.dataset({"a": 0.5}, 100, 5))
     with pytest.raises(BadData, match=r"5 variants at once need optuna \(pip install 'tween\[sweep\]'\)"):
-        towards_the_best_mix(question, NAMES, LogitCache(provider, MemoryLogitStore()))
+        towards_the_best_mix(spec, NAMES, LogitCache(provider, MemoryLogitStore()))

@@ -32,9 +32,9 @@ def ask(provider: Synthetic, store: LogitStore | None = None, **asked: object) -
     """A sweep with fewer resamples than usual."""
     settings: dict[str, object] = {"line": LINE, "squared_length": 4.0, "draws": 400, **asked}
     settings.setdefault("shares", [1.0] * len(settings["targets"]))  # type: ignore[arg-type]
-    question = SweepSpec(**settings)  # type: ignore[arg-type]
+    spec = SweepSpec(**settings)  # type: ignore[arg-type]
     passes = LogitCache(provider, store or MemoryLogitStore())
-    return findings(question, *sweep(question, passes), passes, provider.labels)
+    return findings(spec, *sweep(spec, passes), passes, provider.labels)
 
 
 def test_the_t_and_the_temperature_that_made_the_labels_are_found_in_seven_passes() -> None:
@@ -316,8 +316,8 @@ def target(provider: LocalProvider) -> Dataset:
 def test_the_choice_is_that_of_brute_force_over_true_blends(provider: LocalProvider, target: Dataset) -> None:
     line = Line.read("angry", provider.cookbook)
     passes = LogitCache(provider, MemoryLogitStore())
-    question = SweepSpec(line, [target], [1.0], line.squared_length(provider.delta_products), rule="best", draws=300)
-    found = findings(question, *sweep(question, passes), passes, provider.labels)
+    spec = SweepSpec(line, [target], [1.0], line.squared_length(provider.delta_products), rule="best", draws=300)
+    found = findings(spec, *sweep(spec, passes), passes, provider.labels)
 
     pool, texts, labels = WeightedPool.of([target]), target.texts, target.truth
     losses, slow = {}, np.linspace(0, 1, 21)
@@ -340,10 +340,10 @@ def test_paired_errors_of_a_judge_are_those_of_the_losses(provider: LocalProvide
     """With the temperature fixed the error of a mean difference has a formula; the refit changes it little."""
     line, texts, labels = Line.read("angry", provider.cookbook), target.texts, target.truth
     passes = LogitCache(provider, MemoryLogitStore())
-    question = SweepSpec(line, [target], [1.0], 1.0, draws=2000)
-    _, choice = sweep(question, passes)
+    spec = SweepSpec(line, [target], [1.0], 1.0, draws=2000)
+    _, choice = sweep(spec, passes)
     z = np.stack([provider.logits(texts, line.at(t)).astype(float) for t in (0.0, 1.0)])
-    beta = fitted_beta(z, labels, question.pool.weights)
+    beta = fitted_beta(z, labels, spec.pool.weights)
     losses = ScoredTexts(z * beta[:, None, None], labels).losses
     formula = (losses[1] - losses[0]).std(ddof=1) / np.sqrt(len(texts))
     assert paired_errors(choice.resampled)[0, -1] == pytest.approx(formula, rel=0.15)

@@ -75,7 +75,8 @@ def test_a_sweep_is_ordered_followed_and_read(service: Service, redis: Redis) ->
     assert [data["progress"] for _, _, data in told] == sorted(data["progress"] for _, _, data in told)
     found = client.get(url).json()
     assert found == told[-1][2] and found["progress"] == 1 and found["shared"] and found["error"] is None
-    assert set(found["best"]) == {"t", "interval", "temperature", "recipe"}
+    assert set(found["best"]) == {"t", "interval", "interval_is", "temperature", "recipe"}
+    assert found["best"]["interval_is"] == "where the best t lies"
     assert found["best"]["recipe"] in found["sentence"]
     assert "120 labelled texts are few" in found["warnings"][0]
     at = {point["t"]: point for point in found["curve"]}

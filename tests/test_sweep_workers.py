@@ -21,11 +21,10 @@ from test_sweep_routes import as_csv, ended, rows
 
 from app.__main__ import _parser
 from app.models.bank import BankSpec
-from app.sweep.build_result import findings
 from app.sweep.logits.local_provider import LocalProvider
 from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
-from app.sweep.one_line import sweep
-from app.sweep.sweep_order import BankFacts, GivenData, SweepOrder, question_of
+from app.sweep.run import run_sweep
+from app.sweep.sweep_spec import GivenData, SweepOrder, spec_from
 
 pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
 
@@ -37,10 +36,8 @@ GRID = [t / 10 for t in range(11)]
 def local(spec: BankSpec) -> dict[str, Any]:
     """The curve and the best t of the same sweep in this process."""
     provider = LocalProvider.load(spec, torch.device("cpu"), torch.float32, max_tokens=512)
-    facts = BankFacts(provider.labels, list(provider.bank.variants), provider.delta_products.tolist())
-    question = question_of(SweepOrder([GivenData("own", DATA)], ["angry"], grid=GRID), facts)
-    passes = LogitCache(provider, MemoryLogitStore())
-    found = findings(question, *sweep(question, passes), passes, provider.labels)
+    sweep_spec = spec_from(SweepOrder([GivenData("own", DATA)], ["angry"], grid=GRID), provider.facts)
+    found = run_sweep(sweep_spec, provider.facts, LogitCache(provider, MemoryLogitStore()))
     return {
         "losses": [point.data["own"]["loss"].value for point in found.curve],
         "best": (found.best.t, found.best.temperature, found.best.interval),

@@ -36,8 +36,7 @@ from app.sweep.jobs.sweep_process import PLOT, RAMP
 from app.sweep.jobs.sweep_state import Status, SweepState
 from app.sweep.metrics_of_t import CURVE_METRICS, METRICS
 from app.sweep.report.sweep_report import HTML, JSON
-from app.sweep.sweep_order import GivenData, SweepOrder
-from app.sweep.sweep_spec import CONFIDENCE, MOST_CONFIDENCE
+from app.sweep.sweep_spec import CONFIDENCE, MOST_CONFIDENCE, GivenData, SweepOrder
 
 CSV_TYPES = ("text/csv", "application/csv")
 """Not text/plain: any page may send that anywhere, without a preflight."""

@@ -6,12 +6,9 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from app.cli.sweep_options import Load, add_common, columns_of, dataset_of_path, line_of, progress, variant_at_the_end
-
-if TYPE_CHECKING:
-    pass
+from app.cli.bank_options import load_provider, logits_folder
+from app.cli.sweep_options import add_common, columns_of, dataset_of_path, line_of, progress, variant_at_the_end
 
 
 def add_barrier(command: argparse.ArgumentParser) -> None:
@@ -24,20 +21,21 @@ def add_barrier(command: argparse.ArgumentParser) -> None:
         help="keep the verdict beside the variant, so that a service tells of it (only of a line from the base)",
     )
     add_common(command)
+    command.set_defaults(run=_barrier)
 
 
-def run_barrier(options: argparse.Namespace, load: Load, store: Path) -> int:
+def _barrier(options: argparse.Namespace) -> int:
     """Measure the barrier along a line, and print the verdict."""
     from app.models.variant_checks import Recorded, digest_of, record_barrier
     from app.sweep.diagnostics.barrier import barrier
     from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache
 
-    provider = load(options)
+    provider = load_provider(options)
     line = line_of(options, provider)
     variant = variant_at_the_end(line) if options.record else None
     dataset = dataset_of_path(options.data, provider, columns_of(options), labelled=False)
     with progress("barrier") as on_progress:
-        found = barrier(line, dataset, LogitCache(provider, FolderLogitStore(store), on_progress))
+        found = barrier(line, dataset, LogitCache(provider, FolderLogitStore(logits_folder()), on_progress))
     print(f"{'t':>5}  {'log loss':>8}  {'above':>6}  {'error':>7}  above")
     for at in found.steps:
         if abs(at.t * 10 - round(at.t * 10)) < 1e-6:

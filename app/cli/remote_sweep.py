@@ -12,11 +12,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from app.cli.sweep_options import columns_of, cost_of, guard_parts, penalty_of, progress, weighed
+from app.cli.sweep_options import progress
 from app.client_key import with_key
 from app.errors import BadData
-from app.sweep.data.dataset import Columns, kept_rows
-from app.sweep.data.file_readers import read_rows
+from app.sweep.data.dataset import kept_rows
+from app.sweep.sweep_spec import SweepOrder
 
 FILES = {"results.json": "results.json", "report": "report.html", "plot.svg": "curve.svg"}
 """What is fetched, and the file that it becomes."""
@@ -27,10 +27,10 @@ PATIENCE_SECONDS = 60.0
 """For which a service that broke off is called again."""
 
 
-def run_there(options: argparse.Namespace) -> int:
+def run_there(options: argparse.Namespace, order: SweepOrder) -> int:
     """Order, follow, fetch, print. Ctrl-C calls the sweep off."""
     server = options.server.rstrip("/")
-    ordered = call(f"{server}/v1/sweeps", _asked(options))
+    ordered = call(f"{server}/v1/sweeps", _asked(order))
     url = f"{server}/v1/sweeps/{ordered['id']}"
     print(f"sweep {ordered['id']} at {server}", flush=True)
     try:
@@ -52,47 +52,14 @@ def run_there(options: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options say, as the service reads it."""
-    columns = columns_of(options)
-    targets = [weighed(text) for text in options.data]
-    guards = [guard_parts(text) for text in options.guard]
-    cost = cost_of(options.cost)
-    return {
-        "datasets": [
-            *({"name": Path(path).stem, "data": _rows(path, columns), "weight": weight} for path, weight in targets),
-            *(
-                {
-                    "name": Path(path).stem,
-                    "data": _rows(path, columns),
-                    "role": "guard",
-                    "metric": metric,
-                    "margin": margin,
-                    "confidence": confidence,
-                }
-                for path, metric, margin, confidence in guards
-            ),
-        ],
-        "variants": options.variant if options.line is None else [],
-        "line": options.line,
-        "objective": options.objective,
-        "rule": options.rule,
-        "lambda": penalty_of(options.penalty),
-        "cost": cost.tolist() if cost is not None else None,
-        "robustness": options.robustness,
-        "ramp": options.ramp,
-        "seed": options.seed,
-        "columns": {
-            role: name
-            for role in ("text", "label", "group", "segment", "time")
-            if (name := getattr(columns, role)) is not None
-        },
-    }
-
-
-def _rows(path: str, columns: Columns) -> list[dict[str, Any]]:
-    file = Path(path)
-    return [dict(row) for _, row in kept_rows(file.stem, read_rows(file), columns.where)]
+def _asked(order: SweepOrder) -> dict[str, Any]:
+    """The order as the service reads it."""
+    body = order.values
+    for given, data in zip(order.data, body["data"], strict=True):
+        data["data"] = [dict(row) for _, row in kept_rows(given.name, given.rows, order.where)]
+        del data["content"]
+    del body["where"]
+    return {**body, "datasets": body.pop("data"), "lambda": body.pop("penalty")}
 
 
 def _states(url: str) -> Iterator[dict[str, Any]]:

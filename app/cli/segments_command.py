@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from app.cli.bank_options import load_provider, logits_folder
 from app.cli.sweep_options import Load, add_common, columns_of, dataset_of_path, line_of, progress, variants_of, weighed
 from app.errors import BadData
 from app.weights.arena import BASE
@@ -51,6 +52,7 @@ def add_segments(command: argparse.ArgumentParser) -> None:
         variant="the variant whose t is chosen for each segment, or several, of which each segment gets one (all); "
         "beside --base, NAME=SOURCE",
     )
+    command.set_defaults(run=lambda options: run_segments(options, load_provider, logits_folder()))
 
 
 def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
@@ -102,7 +104,7 @@ def variants_to_choose_from(options: argparse.Namespace, provider: LocalProvider
         if line.start_name != BASE:
             raise BadData(f"t's by segment are of a line from the base, and {line.text} is none; name a --variant")
     else:
-        names = variants_of(options, provider) or list(loaded)
+        names = variants_of(options) or list(loaded)
     for name in names:
         if name not in loaded:
             raise BadData(f"t's by segment are of variants, and {name!r} is none; loaded: {', '.join(loaded)}")

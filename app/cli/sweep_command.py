@@ -6,20 +6,33 @@ What computes is imported when it is needed, so that `tween --help` stays quick.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import replace
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.cli.sweep_options import Load, add_common, progress, question_of, variants_of
-from app.errors import BadData
+from app.cli.bank_options import load_provider, logits_folder
+from app.cli.sweep_options import add_common, order_of, progress
+from app.errors import BadData, BadSettings
+from app.settings import Settings
 
 if TYPE_CHECKING:
+    from app.sweep.jobs.shard import Shard
     from app.sweep.jobs.sweep_store import SweepStore
+    from app.sweep.logits.local_provider import LocalProvider
+    from app.sweep.sweep_result import SweepResult
+    from app.sweep.sweep_spec import BankFacts, SweepSpec
 
 
 def add_sweep(command: argparse.ArgumentParser) -> None:
     """The options of `tween sweep`."""
+    _add_choice(command)
+    _add_places(command)
+    add_common(command)
+    command.set_defaults(run=_sweep)
+
+
+def _add_choice(command: argparse.ArgumentParser) -> None:
+    """What is asked."""
     command.add_argument(
         "data",
         nargs="+",
@@ -68,6 +81,10 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
         help="also perturb and attack texts of the first data set along t",
     )
     command.add_argument("--seed", type=int, default=0, help="of resamples and folds (0)")
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    """Where it is run and where the results go."""
     command.add_argument("--out", type=Path, help="folder of the results (sweep-LINE)")
     command.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write event files for TensorBoard there")
     command.add_argument("--wandb", type=Path, metavar="DIR", help="also write an offline run for Weights & Biases")
@@ -81,45 +98,48 @@ def add_sweep(command: argparse.ArgumentParser) -> None:
         metavar="INDEX/COUNT",
         help="run only this share of the passes, into REDIS_URL; the last process collects all and reports",
     )
-    add_common(command)
 
 
-def run_sweep(options: argparse.Namespace, load: Load, store: Path, shared: Callable[[], SweepStore]) -> int:
-    """Sweep, print the answer, write the folder."""
-    from app.sweep.report import sweep_report, trackers
-
+def _sweep(options: argparse.Namespace) -> int:
+    """Sweep here or have a service do it, print the answer, write the folder."""
+    order = order_of(options)
     if options.server:
         from app.cli.remote_sweep import run_there
 
-        return run_there(options)
-    from app.sweep.diagnostics.fgsm import FastGradient
-    from app.sweep.diagnostics.robustness import TS, robustness
+        return run_there(options, order)
     from app.sweep.jobs.shard import Shard
-    from app.sweep.layer_ramp import swept
-    from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache, MemoryLogitStore
-    from app.sweep.multi_variant import towards_the_best_mix
+    from app.sweep.sweep_spec import spec_from
 
-    provider = load(options)
-    question = question_of(options, provider)
-    variants, direction = variants_of(options, provider), None
-    if options.share and len(variants) > 1:
+    provider = load_provider(options)
+    bank = provider.facts
+    spec = spec_from(order, bank)
+    for dataset in spec.datasets:
+        columns = ", ".join(f"{role} from {column!r}" for role, column in dataset.columns.items())
+        print(f"{dataset.name}: {len(dataset)} texts; {columns}")
+    if options.share and spec.mixed:
         raise BadData("--share works along one line; name one --variant, or a --line")
-    share = Shard(options.share, provider, shared()) if options.share else None
-    if share is not None:
-        print(f"{share.run(question)} chunks are run", flush=True)
-        if not share.collects:
+    shard = Shard(options.share, provider, _shared_store()) if options.share else None
+    if shard is not None:
+        print(f"{shard.run(spec)} chunks are run", flush=True)
+        if not shard.collects:
             return 0
+    _write(options, _found(spec, bank, provider, shard))
+    return 0
+
+
+def _found(spec: SweepSpec, bank: BankFacts, provider: LocalProvider, shard: Shard | None) -> SweepResult:
+    from app.sweep.diagnostics.fgsm import FastGradient
+    from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache, MemoryLogitStore
+    from app.sweep.run import run_sweep
+
+    store = MemoryLogitStore() if shard else FolderLogitStore(logits_folder())
     with progress("sweep") as on_progress:
-        passes = LogitCache(share or provider, MemoryLogitStore() if share else FolderLogitStore(store), on_progress)
-        if len(variants) > 1:
-            line, direction = towards_the_best_mix(question, variants, passes)
-            question = replace(question, line=line, squared_length=line.squared_length(provider.delta_products))
-        found = swept(question, passes, provider.labels)
-        found.direction = direction
-        if options.robustness:
-            ts = sorted({*TS, found.best.t})
-            target = question.targets[0]
-            found.robustness = robustness(question.line, target, ts, passes, question.seed, FastGradient(provider))
+        return run_sweep(spec, bank, LogitCache(shard or provider, store, on_progress), FastGradient(provider))
+
+
+def _write(options: argparse.Namespace, found: SweepResult) -> None:
+    from app.sweep.report import sweep_report, trackers
+
     folder = options.out or Path("sweep-" + found.end_name.replace("@", "-").replace("+", "-"))
     sweep_report.write(found, folder)
     print(
@@ -129,4 +149,15 @@ def run_sweep(options: argparse.Namespace, load: Load, store: Path, shared: Call
         trackers.to_tensorboard(found, options.tensorboard)
     if options.wandb is not None:
         trackers.to_wandb(found, options.wandb)
-    return 0
+
+
+def _shared_store() -> SweepStore:
+    """Where processes that share a sweep keep their logits."""
+    from app.cluster.redis_client import connect
+    from app.cluster.redis_url import RedisUrl
+    from app.sweep.jobs.sweep_store import SweepStore
+
+    settings = Settings.from_environment(os.environ)
+    if settings.redis_url is None:
+        raise BadSettings("--share needs REDIS_URL, where the processes meet")
+    return SweepStore(connect(RedisUrl.parse(settings.redis_url)), settings.redis_namespace, settings.sweep_ttl_s)

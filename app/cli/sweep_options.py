@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,14 +13,11 @@ from app.errors import BadData
 from app.names import nfc
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from app.sweep.data.dataset import Columns, Dataset
     from app.sweep.logits.line import Line
     from app.sweep.logits.local_provider import LocalProvider
     from app.sweep.logits.logit_cache import Progress
-    from app.sweep.sweep_spec import Guard, SweepSpec
+    from app.sweep.sweep_spec import GivenData, SweepOrder
 
 Load = Callable[[argparse.Namespace], "LocalProvider"]
 """Loads the bank that the options name."""
@@ -59,73 +56,63 @@ def variant_at_the_end(line: Line) -> str:
     return line.end_name
 
 
-def question_of(options: argparse.Namespace, provider: LocalProvider) -> SweepSpec:
-    """The question that the options put. Raises `BadData`, `BadRecipe` or `UnknownVariant`."""
-    from app.sweep.sweep_spec import SweepSpec
+def order_of(options: argparse.Namespace) -> SweepOrder:
+    """The sweep that the options order; its files are not read yet. Raises `BadData`."""
+    from app.sweep.data.dataset import NAMES
+    from app.sweep.sweep_spec import GivenData, SweepOrder
 
-    columns = columns_of(options)
-    targets, shares = [], []
-    for text in options.data:
-        path, share = weighed(text)
-        targets.append(dataset_of_path(path, provider, columns))
-        shares.append(share)
-    line = line_of(options, provider)
-    penalty = penalty_of(options.penalty)
-    question = SweepSpec(
-        line=line,
-        targets=targets,
-        shares=shares,
-        squared_length=line.squared_length(provider.delta_products),
-        guards=[_guard(text, provider, columns) for text in options.guard],
+    targets = [(Path(path), weight) for path, weight in map(weighed, options.data)]
+    named = {role: getattr(options, role) for role in NAMES}
+    return SweepOrder(
+        data=[
+            *(GivenData(path.stem, path, weight=weight) for path, weight in targets),
+            *map(_guard, options.guard),
+        ],
+        variants=variants_of(options),
+        line=options.line,
         objective=options.objective,
         rule=options.rule,
-        penalty=penalty,
-        cost=cost_of(options.cost, len(provider.labels)),
+        penalty=_penalty(options.penalty),
+        cost=_cost(options.cost),
         ramp=options.ramp,
+        robustness=options.robustness,
         seed=options.seed,
+        columns={role: column for role, column in named.items() if column is not None},
+        where=_where(options.where),
     )
-    names = [dataset.name for dataset in question.datasets]
-    if len(set(names)) < len(names):
-        raise BadData(f"two data sets have one name: {', '.join(sorted(names))}; name the files apart")
-    for dataset in question.datasets:
-        print(
-            f"{dataset.name}: {len(dataset)} texts; " + ", ".join(f"{r} from {c!r}" for r, c in dataset.columns.items())
-        )
-    return question
 
 
 def line_of(options: argparse.Namespace, provider: LocalProvider) -> Line:
     """The line to move along: --line, else to what --variant names (of several the first), else the only variant."""
     from app.sweep.data.dataset import check_labels
-    from app.sweep.logits.line import Line
+    from app.sweep.sweep_spec import line_from
 
     check_labels(provider.bank.problem_type)
-    loaded = provider.cookbook.variants
-    if options.line is None and not options.variant and len(loaded) != 1:
-        raise BadData(f"which way? name a --variant, or a --line; loaded: {', '.join(loaded) or 'none'}")
-    return Line.read(options.line or (variants_of(options, provider) or loaded)[0], provider.cookbook)
+    return line_from(options.line, variants_of(options), provider.cookbook)
 
 
-def variants_of(options: argparse.Namespace, provider: LocalProvider) -> list[str]:
-    """The variants that --variant names, each of which must exist; none beside --line."""
+def variants_of(options: argparse.Namespace) -> list[str]:
+    """The variants that --variant names; none beside --line."""
     if options.line is not None:
         return []
-    names = list(dict.fromkeys(nfc(text.partition("=")[0]) for text in options.variant))
-    for name in names:
-        provider.cookbook.read(name)
-    return names
+    return list(dict.fromkeys(nfc(text.partition("=")[0]) for text in options.variant))
 
 
 def columns_of(options: argparse.Namespace) -> Columns:
     from app.sweep.data.dataset import Columns
 
-    where = None
-    if options.where is not None:
-        column, equals, value = options.where.partition("=")
-        if not equals:
-            raise BadData(f"--where {options.where}: write COLUMN=VALUE")
-        where = (column, value)
+    where = _where(options.where)
     return Columns(options.text, options.label, options.group, options.segment, options.time, where)
+
+
+def _where(text: str | None) -> tuple[str, str] | None:
+    """`split=test` is a column and the value that rows are to have there."""
+    if text is None:
+        return None
+    column, equals, value = text.partition("=")
+    if not equals:
+        raise BadData(f"--where {text}: write COLUMN=VALUE")
+    return column, value
 
 
 def dataset_of_path(path: str, provider: LocalProvider, columns: Columns, labelled: bool = True) -> Dataset:
@@ -148,17 +135,9 @@ def weighed(text: str) -> tuple[str, float]:
     return path, share
 
 
-def _guard(text: str, provider: LocalProvider, columns: Columns) -> Guard:
-    from app.sweep.sweep_spec import Guard
-
-    path, metric, margin, confidence = guard_parts(text)
-    return Guard(dataset_of_path(path, provider, columns), metric, margin, confidence)
-
-
-def guard_parts(text: str) -> tuple[str, str, float, float]:
-    """`general.csv:1pt:loss:0.9` is a path, a metric, a margin and a confidence; the last two parts may be left out."""
-    from app.sweep.metrics_of_t import CURVE_METRICS
-    from app.sweep.sweep_spec import CONFIDENCE, check_confidence
+def _guard(text: str) -> GivenData:
+    """`general.csv:1pt:loss:0.9` is a path, a margin, a metric and a confidence; the last two parts may be left out."""
+    from app.sweep.sweep_spec import CONFIDENCE, GivenData
 
     path, _, rest = text.partition(":")
     margin, *parts = rest.split(":")
@@ -167,11 +146,8 @@ def guard_parts(text: str) -> tuple[str, str, float, float]:
         raise BadData(f"--guard {text}: write DATA:MARGIN, such as {path or 'general.csv'}:1pt")
     sure = _number(parts[-1]) if parts else float("nan")
     confidence = CONFIDENCE if isnan(sure) else sure
-    check_confidence(f"--guard {text}", confidence)
     metric = "".join(parts if isnan(sure) else parts[:-1]) or "accuracy"
-    if metric not in CURVE_METRICS:
-        raise BadData(f"--guard {text}: no metric {metric!r}; metrics: {', '.join(CURVE_METRICS)}")
-    return path, metric, value, confidence
+    return GivenData(Path(path).stem, Path(path), "guard", 1.0, value, metric, confidence)
 
 
 def _number(text: str) -> float:
@@ -182,32 +158,23 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def penalty_of(text: str) -> float | Literal["folds"]:
+def _penalty(text: str) -> float | Literal["folds"]:
     if text == "folds":
         return "folds"
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value < float("inf"):
         raise BadData(f"--lambda {text}: give a number from 0 up, or 'folds'")
     return value
 
 
-def cost_of(text: str | None, classes: int | None = None) -> NDArray[np.float64] | None:
-    """Rows of costs; without `classes`, a square of any size."""
-    import numpy as np
-
+def _cost(text: str | None) -> list[list[float]] | None:
+    """Rows of costs, a row per true label."""
     if text is None:
         return None
-    try:
-        rows = [[float(cell) for cell in row.split(",")] for row in text.split(";")]
-    except ValueError:
-        rows = []
-    classes = len(rows) or 2 if classes is None else classes
-    if len(rows) != classes or any(len(row) != classes for row in rows) or not np.isfinite(rows).all():
-        raise BadData(f"--cost {text}: give {classes} rows of {classes} numbers, such as '0,1;5,0' for two labels")
-    return np.array(rows)
+    rows = [[_number(cell) for cell in row.split(",")] for row in text.split(";")]
+    if not all(isfinite(cell) for row in rows for cell in row):
+        raise BadData(f"--cost {text}: give rows of numbers, such as '0,1;5,0' for two labels")
+    return rows
 
 
 @contextmanager

@@ -43,26 +43,26 @@ AGAINST: tuple[Against, ...] = get_args(Against)
 
 
 def findings(
-    question: SweepSpec, curve: LogitCurve, choice: SweepChoice, passes: LogitCache, labels: Sequence[str]
+    spec: SweepSpec, curve: LogitCurve, choice: SweepChoice, passes: LogitCache, labels: Sequence[str]
 ) -> SweepResult:
     """All that is reported of a choice. The ends and the choice were run, so it costs no pass."""
-    pool, ts = question.pool, choice.judge.ts
-    start, chosen, end = (_blend(question, curve, t) for t in (0.0, choice.t, 1.0))
-    right = [_pooled(question, curve, t).argmax(axis=1) == pool.labels for t in (0.0, choice.t, 1.0)]
+    pool, ts = spec.pool, choice.judge.ts
+    start, chosen, end = (_blend(spec, curve, t) for t in (0.0, choice.t, 1.0))
+    right = [_pooled(spec, curve, t).argmax(axis=1) == pool.labels for t in (0.0, choice.t, 1.0)]
     found = SweepResult(
-        line=question.line.text,
-        start_name=question.line.start_name,
-        end_name=question.line.end_name,
+        line=spec.line.text,
+        start_name=spec.line.start_name,
+        end_name=spec.line.end_name,
         labels=list(labels),
-        objective=question.objective,
-        rule=question.rule,
-        data=_about(question),
+        objective=spec.objective,
+        rule=spec.rule,
+        data=_about(spec),
         best=Best(
             t=choice.t,
-            recipe=_with_temperature(question, chosen),
+            recipe=_with_temperature(spec, chosen),
             temperature=chosen.temperature,
             interval=choice.interval,
-            interval_is="where the best t lies" if question.objective == "loss" else "not shown to be worse",
+            interval_is="where the best t lies" if spec.objective == "loss" else "not shown to be worse",
             as_good=(float(ts[choice.chosen.as_good[0]]), float(ts[choice.chosen.as_good[1]])),
             t_of_best_score=float(ts[choice.chosen.best]),
             at_an_end=float(np.isin(choice.best_ts, (0.0, 1.0)).mean()),
@@ -72,113 +72,111 @@ def findings(
         end=end,
         against_start=mcnemar(right[1], right[0]),
         against_end=mcnemar(right[1], right[2]),
-        honest=_honest(question, choice),
-        gains=_gains(question, choice, len(labels)),
-        baseline={name: _baseline(question, pool, len(labels)) for name, (_, pool) in question.views.items()},
-        groups=question.pool.members,
-        guards=[_kept(question, curve, index, choice, start, chosen) for index in range(len(question.guards))],
-        penalty=_penalty(question, choice),
-        first_guess=_first_guess(question, curve, choice.penalty),
-        curve=_points(question, curve, choice),
+        honest=_honest(spec, choice),
+        gains=_gains(spec, choice, len(labels)),
+        baseline={name: _baseline(spec, pool, len(labels)) for name, (_, pool) in spec.views.items()},
+        groups=spec.pool.members,
+        guards=[_kept(spec, curve, index, choice, start, chosen) for index in range(len(spec.guards))],
+        penalty=_penalty(spec, choice),
+        first_guess=_first_guess(spec, curve, choice.penalty),
+        curve=_points(spec, curve, choice),
         compared=_compared(choice),
         way=curve.way,
         checks=curve.checks,
         passes=len(passes.recipes),
         passes_run=len(passes.run),
-        seed=question.seed,
-        ramp_asked=question.ramp,
+        seed=spec.seed,
+        ramp_asked=spec.ramp,
     )
     tell(found)
     return found
 
 
-def _with_temperature(question: SweepSpec, blend: MeasuredBlend) -> str:
-    return question.line.cookbook.read(f"{blend.recipe};temperature={blend.temperature:.3g}").text
+def _with_temperature(spec: SweepSpec, blend: MeasuredBlend) -> str:
+    return spec.line.cookbook.read(f"{blend.recipe};temperature={blend.temperature:.3g}").text
 
 
-def _about(question: SweepSpec) -> list[About]:
+def _about(spec: SweepSpec) -> list[About]:
     def about(dataset: Dataset, role: str, share: float) -> About:
         counts = np.bincount(dataset.truth).tolist()
         columns = dict(dataset.columns)
         return About(dataset.name, role, share, len(dataset), dataset.repeated, counts, columns, dataset.digest)
 
-    total = sum(question.shares)
-    targets = [about(d, "target", s / total) for d, s in zip(question.targets, question.shares, strict=True)]
-    return targets + [about(guard.dataset, "guard", 0.0) for guard in question.guards]
+    total = sum(spec.shares)
+    targets = [about(d, "target", s / total) for d, s in zip(spec.targets, spec.shares, strict=True)]
+    return targets + [about(guard.dataset, "guard", 0.0) for guard in spec.guards]
 
 
-def _pooled(question: SweepSpec, curve: LogitCurve, t: float) -> NDArray[np.float64]:
+def _pooled(spec: SweepSpec, curve: LogitCurve, t: float) -> NDArray[np.float64]:
     """True logits (N, C) of the targets' texts."""
-    return np.concatenate([curve.true(data, t) for data in range(len(question.targets))])
+    return np.concatenate([curve.true(data, t) for data in range(len(spec.targets))])
 
 
-def _blend(question: SweepSpec, curve: LogitCurve, t: float) -> MeasuredBlend:
-    logits, pool = _pooled(question, curve, t), question.pool
+def _blend(spec: SweepSpec, curve: LogitCurve, t: float) -> MeasuredBlend:
+    logits, pool = _pooled(spec, curve, t), spec.pool
     beta = float(fitted_beta(logits, pool.labels, pool.weights))
     return MeasuredBlend(
         t=t,
-        recipe=question.line.at(t).text,
+        recipe=spec.line.at(t).text,
         temperature=1 / beta,
         data={
-            name: _values(question, pool, beta * np.concatenate([curve.true(d, t) for d in data])[None])[0]
-            for name, (data, pool) in question.views.items()
+            name: _values(spec, pool, beta * np.concatenate([curve.true(d, t) for d in data])[None])[0]
+            for name, (data, pool) in spec.views.items()
         },
         reliability=reliability(ScoredTexts(beta * logits, pool.labels), pool.weights),
         reliability_raw=reliability(ScoredTexts(logits, pool.labels), pool.weights),
     )
 
 
-def _points(question: SweepSpec, curve: LogitCurve, choice: SweepChoice) -> list[Point]:
+def _points(spec: SweepSpec, curve: LogitCurve, choice: SweepChoice) -> list[Point]:
     """Scores with their intervals at every twentieth of the line (of a grid, at every t), and at the choice."""
     ts = choice.judge.ts
     twentieths = np.abs(ts * 20 - np.round(ts * 20)) < 1e-6
-    positions = np.flatnonzero(twentieths | (ts == choice.t) | bool(question.grid))
+    positions = np.flatnonzero(twentieths | (ts == choice.t) | bool(spec.grid))
     beta = choice.judge.beta[positions]
     values = {}
-    for name, (data, pool) in question.views.items():
+    for name, (data, pool) in spec.views.items():
         logits = np.concatenate([curve.logits(d, ts[positions]) for d in data], axis=1)
-        values[name] = _values(question, pool, logits * beta[:, None, None])
+        values[name] = _values(spec, pool, logits * beta[:, None, None])
     return [
         Point(float(t), float(1 / b), {name: by_t[index] for name, by_t in values.items()})
         for index, (t, b) in enumerate(zip(ts[positions], beta, strict=True))
     ]
 
 
-def _values(question: SweepSpec, pool: WeightedPool, tempered: NDArray[np.float64]) -> list[dict[str, Value]]:
+def _values(spec: SweepSpec, pool: WeightedPool, tempered: NDArray[np.float64]) -> list[dict[str, Value]]:
     """Each metric of a pool at each t, from logits (G, N, C)."""
-    outcome = ScoredTexts(tempered, pool.labels, pool.groups, question.cost)
-    return _scored(question, pool, outcome, _scorable(question, pool))
+    outcome = ScoredTexts(tempered, pool.labels, pool.groups, spec.cost)
+    return _scored(spec, pool, outcome, _scorable(spec, pool))
 
 
-def _baseline(question: SweepSpec, pool: WeightedPool, classes: int) -> dict[str, Value]:
+def _baseline(spec: SweepSpec, pool: WeightedPool, classes: int) -> dict[str, Value]:
     """Each metric of the label frequencies alone; a mean cost is that of the label that is cheapest on average."""
     made: dict[str, Value] = {}
-    for name in _scorable(question, pool):
-        outcome = baseline(pool, classes, question.cost if name == "cost" else None)
-        made |= _scored(question, pool, replace(outcome, logits=outcome.logits[None]), [name])[0]
+    for name in _scorable(spec, pool):
+        outcome = baseline(pool, classes, spec.cost if name == "cost" else None)
+        made |= _scored(spec, pool, replace(outcome, logits=outcome.logits[None]), [name])[0]
     return made
 
 
-def _scored(
-    question: SweepSpec, pool: WeightedPool, outcome: ScoredTexts, names: Sequence[str]
-) -> list[dict[str, Value]]:
+def _scored(spec: SweepSpec, pool: WeightedPool, outcome: ScoredTexts, names: Sequence[str]) -> list[dict[str, Value]]:
     """These metrics of outcomes with logits (G, N, C), each with its interval."""
     made: list[dict[str, Value]] = [{} for _ in outcome.logits]
     for name in names:
         metric = METRICS[name]
         parts = metric.parts(outcome)
         values = metric.score(pool.mean(parts))
-        low, high = interval(metric.score(pool.resampled(parts, question.draws, question.seed)))
+        low, high = interval(metric.score(pool.resampled(parts, spec.draws, spec.seed)))
         for index, at_t in enumerate(made):
             at_t[name] = Value(float(values[index]), float(low[index]), float(high[index]))
     return made
 
 
-def _scorable(question: SweepSpec, pool: WeightedPool) -> list[str]:
+def _scorable(spec: SweepSpec, pool: WeightedPool) -> list[str]:
     """The metrics of every curve, and the objective if this data set can be scored by it."""
-    if question.objective in CURVE_METRICS or (question.objective == "worst_group" and pool.groups is None):
+    if spec.objective in CURVE_METRICS or (spec.objective == "worst_group" and pool.groups is None):
         return list(CURVE_METRICS)
-    return [*CURVE_METRICS, question.objective]
+    return [*CURVE_METRICS, spec.objective]
 
 
 def _compared(choice: SweepChoice) -> list[Compared]:
@@ -193,22 +191,22 @@ def _compared(choice: SweepChoice) -> list[Compared]:
     ]
 
 
-def _honest(question: SweepSpec, choice: SweepChoice) -> HeldOutScores:
-    scores = held_out_scores(question, choice.judge, choice.errors, choice.feasible, choice.penalty)
+def _honest(spec: SweepSpec, choice: SweepChoice) -> HeldOutScores:
+    scores = held_out_scores(spec, choice.judge, choice.errors, choice.feasible, choice.penalty)
     by_time = choice.judge.pool.order is not None
     return HeldOutScores(
         scores={name: value for name, value in scores.items() if name != "objective"},
         optimism=scores["objective"] - float(choice.judge.scores()[choice.chosen.chosen]),
-        folds=question.folds,
-        repeats=1 if by_time else question.repeats,
+        folds=spec.folds,
+        repeats=1 if by_time else spec.repeats,
         by_time=by_time,
     )
 
 
-def _gains(question: SweepSpec, choice: SweepChoice, classes: int) -> dict[Against, dict[str, Value]]:
+def _gains(spec: SweepSpec, choice: SweepChoice, classes: int) -> dict[Against, dict[str, Value]]:
     """What the procedure gains on held-out texts against both ends, held out alike, and the label frequencies."""
     pool, metrics = choice.judge.pool, {name: METRICS[name] for name in ("loss", "accuracy")}
-    repeats = list(held_out(question, choice.judge, choice.errors, choice.feasible, choice.penalty))
+    repeats = list(held_out(spec, choice.judge, choice.errors, choice.feasible, choice.penalty))
     tested = np.logical_or.reduce([each.tested for each in repeats])
     gained = np.zeros((len(AGAINST), len(pool), len(metrics)))
     for each in repeats:
@@ -218,7 +216,7 @@ def _gains(question: SweepSpec, choice: SweepChoice, classes: int) -> dict[Again
             gained[..., k] += (np.stack(theirs) - ours) / len(repeats)
     counted = np.broadcast_to(tested[:, None].astype(np.float64), (1, len(pool), len(metrics)))
     parts = np.concatenate([gained * tested[:, None], counted])
-    means, drawn = pool.mean(parts), pool.resampled(parts, question.draws, question.seed)
+    means, drawn = pool.mean(parts), pool.resampled(parts, spec.draws, spec.seed)
     low, high = interval(drawn[:, :-1] / np.maximum(drawn[:, -1:], 1e-12))
     return {
         other: {
@@ -230,15 +228,15 @@ def _gains(question: SweepSpec, choice: SweepChoice, classes: int) -> dict[Again
 
 
 def _kept(
-    question: SweepSpec, curve: LogitCurve, index: int, choice: SweepChoice, start: MeasuredBlend, chosen: MeasuredBlend
+    spec: SweepSpec, curve: LogitCurve, index: int, choice: SweepChoice, start: MeasuredBlend, chosen: MeasuredBlend
 ) -> GuardResult:
-    guard, bounds = question.guards[index], choice.bounds[index]
+    guard, bounds = spec.guards[index], choice.bounds[index]
     metric, pool = METRICS[guard.metric], WeightedPool.of([guard.dataset])
-    data = len(question.targets) + index
+    data = len(spec.targets) + index
     logits = np.stack([curve.true(data, blend.t) / blend.temperature for blend in (start, chosen)])
     parts = metric.parts(ScoredTexts(logits, pool.labels))
     values = metric.score(pool.mean(parts))
-    drawn = metric.sign * metric.score(pool.resampled(parts, question.draws, question.seed))
+    drawn = metric.sign * metric.score(pool.resampled(parts, spec.draws, spec.seed))
     worse = drawn[:, 1] - drawn[:, 0]
     low, high = interval(worse)
     lost, at = float(metric.sign * (values[1] - values[0])), choice.chosen.chosen
@@ -269,15 +267,15 @@ def _more(guard: Guard, bounds: Bounds, choice: SweepChoice, texts: int) -> More
     return More(t, ceil(texts * (float(bounds.upper[at] - bounds.lost[at]) / left) ** 2))
 
 
-def _penalty(question: SweepSpec, choice: SweepChoice) -> Penalty:
-    length = question.squared_length
-    return Penalty(choice.penalty / length if length else 0.0, length, choice.penalty, question.penalty == "folds")
+def _penalty(spec: SweepSpec, choice: SweepChoice) -> Penalty:
+    length = spec.squared_length
+    return Penalty(choice.penalty / length if length else 0.0, length, choice.penalty, spec.penalty == "folds")
 
 
-def _first_guess(question: SweepSpec, curve: LogitCurve, penalty: float) -> float:
-    pool = question.pool
+def _first_guess(spec: SweepSpec, curve: LogitCurve, penalty: float) -> float:
+    pool = spec.pool
     losses = [
-        float(METRICS["loss"].of(ScoredTexts(_pooled(question, curve, t), pool.labels), pool.weights))
+        float(METRICS["loss"].of(ScoredTexts(_pooled(spec, curve, t), pool.labels), pool.weights))
         for t in (0.0, 0.5, 1.0)
     ]
     return first_guess(losses[0], losses[1], losses[2], penalty)

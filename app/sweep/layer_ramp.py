@@ -21,13 +21,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app.sweep.build_result import findings
 from app.sweep.choose_t import interval
 from app.sweep.logits.line import Line
 from app.sweep.logits.logit_cache import LogitCache
 from app.sweep.logits.logit_curve import LogitCurve
-from app.sweep.one_line import SweepChoice, choice_of, held_out_scores, sweep
-from app.sweep.report.summary import tell
+from app.sweep.one_line import SweepChoice, choice_of, held_out_scores
 from app.sweep.sweep_result import Ramp, RampPoint, SweepResult, Value
 from app.sweep.sweep_spec import SweepSpec
 
@@ -37,21 +35,6 @@ NODES: tuple[Point, ...] = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5
 ROUNDS = 3
 STEPS = 10
 """The t's at both ends are looked at in so many steps."""
-
-
-def swept(question: SweepSpec, passes: LogitCache, labels: Sequence[str]) -> SweepResult:
-    """What a sweep finds along the line and, where that is asked, beside it."""
-    curve, choice = sweep(question, passes)
-    found = findings(question, curve, choice, passes, labels)
-    if not question.ramp:
-        return found
-    if curve.way != "run":  # else logits change too unevenly along the line to look beside it
-        found.ramp = _best_ramp(question, curve, found, passes)
-        found.passes, found.passes_run = len(passes.recipes), len(passes.run)
-    if found.ramp is not None and found.ramp.better:
-        found.best = replace(found.best, recipe=found.ramp.recipe, temperature=found.ramp.temperature)
-    tell(found)
-    return found
 
 
 class Ramps:
@@ -105,30 +88,30 @@ class _Run:
         return np.stack([self._true[int(t)][data] for t in ts])
 
 
-def _best_ramp(question: SweepSpec, curve: LogitCurve, found: SweepResult, passes: LogitCache) -> Ramp | None:
+def best_ramp(spec: SweepSpec, curve: LogitCurve, found: SweepResult, passes: LogitCache) -> Ramp | None:
     """The best of the ramps that were run, and what it gains on the chosen t; None where the guards allow none."""
-    ramps = Ramps(question.line, curve, [d.texts for d in question.datasets], passes)
-    missed = _follow_the_surface(ramps, question)
-    on_line, data = curve.ts_run, range(len(question.datasets))
+    ramps = Ramps(spec.line, curve, [d.texts for d in spec.datasets], passes)
+    missed = _follow_the_surface(ramps, spec)
+    on_line, data = curve.ts_run, range(len(spec.datasets))
     points = [*((t, t) for t in on_line), *ramps.true]
     run = [*([curve.true(d, t) for d in data] for t in on_line), *ramps.true.values()]
-    judged, surface = choice_of(question, _Run(run)), choice_of(question, ramps)
+    judged, surface = choice_of(spec, _Run(run)), choice_of(spec, ramps)
     one_t, first = on_line.index(found.best.t), len(on_line)
     best = first + int(np.where(judged.feasible, judged.scores, np.inf)[first:].argmin())
     if not judged.feasible[best]:
         return None
     gained = judged.resampled[:, one_t] - judged.resampled[:, best]
     low, high = interval(gained)
-    honest = held_out_scores(question, surface.judge, surface.errors, surface.feasible, 0.0)["objective"]
-    held_out = question.metric.sign * found.honest.scores[question.objective] - honest
+    honest = held_out_scores(spec, surface.judge, surface.errors, surface.feasible, 0.0)["objective"]
+    held_out = spec.metric.sign * found.honest.scores[spec.objective] - honest
     lows, highs = interval(ramps.points[surface.best_ts.astype(np.int64)])
     ends = [Value(points[best][end], float(lows[end]), float(highs[end])) for end in (0, 1)]
-    recipe, temperature = question.line.ramp(*points[best]), float(1 / judged.judge.beta[best])
+    recipe, temperature = spec.line.ramp(*points[best]), float(1 / judged.judge.beta[best])
     mean, error = float(judged.scores[one_t] - judged.scores[best]), float(judged.errors[one_t, best])
     return Ramp(
         first=ends[0],
         last=ends[1],
-        recipe=question.line.cookbook.read(f"{recipe.text};temperature={temperature:.3g}").text,
+        recipe=spec.line.cookbook.read(f"{recipe.text};temperature={temperature:.3g}").text,
         temperature=temperature,
         gained=Value(mean, float(low), float(high)),
         error=error,
@@ -149,10 +132,10 @@ def _places(points: Sequence[Point], choice: SweepChoice) -> list[RampPoint]:
     ]
 
 
-def _follow_the_surface(ramps: Ramps, question: SweepSpec) -> float:
+def _follow_the_surface(ramps: Ramps, spec: SweepSpec) -> float:
     """Run the best point of the surface until it is one that was run. Gives by how much the surface missed a logit of
     what it proposed, on average and at the worst of these points; 0 where it proposed nothing new."""
-    quick = replace(question, draws=2)  # the best point alone is asked for here, not how sure it is
+    quick = replace(spec, draws=2)  # the best point alone is asked for here, not how sure it is
     is_ramp = ramps.points[:, 0] != ramps.points[:, 1]
     missed = 0.0
     for _ in range(ROUNDS):
@@ -161,7 +144,7 @@ def _follow_the_surface(ramps: Ramps, question: SweepSpec) -> float:
         first, last = ramps.points[number].tolist()
         if not (choice.feasible & is_ramp)[number] or (first, last) in ramps.true:
             break
-        guesses = [ramps.logits(data, ramps.ts[[number]])[0] for data in range(len(question.datasets))]
+        guesses = [ramps.logits(data, ramps.ts[[number]])[0] for data in range(len(spec.datasets))]
         ramps.run((first, last))
         gap = np.concatenate(guesses) - np.concatenate(ramps.true[first, last])
         missed = max(missed, float(np.abs(gap).mean()))

@@ -40,14 +40,14 @@ NEAR = 0.05
 TRIALS = 60
 
 
-def towards_the_best_mix(question: SweepSpec, variants: Sequence[str], passes: LogitCache) -> tuple[Line, Direction]:
+def towards_the_best_mix(spec: SweepSpec, variants: Sequence[str], passes: LogitCache) -> tuple[Line, Direction]:
     """The line from the base through the best mix of the variants, to where their t's add up to 1.
 
-    The question's own line plays no part; its targets, guards and objective do.
+    The spec's own line plays no part; its targets, guards and objective do.
     """
-    cookbook = question.line.cookbook
-    mixes = Mixes(cookbook, variants, [d.texts for d in question.datasets], passes, question.seed)
-    free = replace(question, penalty=0.0, rule="best")
+    cookbook = spec.line.cookbook
+    mixes = Mixes(cookbook, variants, [d.texts for d in spec.datasets], passes, spec.seed)
+    free = replace(spec, penalty=0.0, rule="best")
     if len(variants) <= MOST_BY_SURFACE:
         _follow_the_surface(mixes, free)
     else:
@@ -125,12 +125,12 @@ class Mixes:
         return len(self.variants) <= MOST_BY_SURFACE
 
 
-def _follow_the_surface(mixes: Mixes, question: SweepSpec) -> None:
+def _follow_the_surface(mixes: Mixes, spec: SweepSpec) -> None:
     corners = [tuple(k / 2 for k in ks) for ks in product(range(3), repeat=len(mixes.variants)) if sum(ks) <= 2]
     mixes.expect(len(corners) + ROUNDS)
     for point in corners:
         mixes.run(point)
-    quick = replace(question, draws=2)  # the best point alone is asked for here, not how sure it is
+    quick = replace(spec, draws=2)  # the best point alone is asked for here, not how sure it is
     for _ in range(ROUNDS):
         best = mixes.points[choice_of(quick, mixes).chosen.chosen]
         near = min(float(np.abs(np.array(node) - best).sum()) for node in mixes.nodes)
@@ -139,7 +139,7 @@ def _follow_the_surface(mixes: Mixes, question: SweepSpec) -> None:
         mixes.run(best)
 
 
-def _try_blends(mixes: Mixes, question: SweepSpec) -> None:
+def _try_blends(mixes: Mixes, spec: SweepSpec) -> None:
     try:
         import optuna
     except ImportError as error:
@@ -148,26 +148,24 @@ def _try_blends(mixes: Mixes, question: SweepSpec) -> None:
             f"up to {MOST_BY_SURFACE} do without"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=question.seed))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.seed))
     mixes.expect(1 + TRIALS)
     mixes.run([0.0] * len(mixes.variants))
     for _ in range(TRIALS):
         trial = study.ask()
         point = np.array([trial.suggest_float(name, 0.0, 1.0) for name in mixes.variants])
         number = mixes.run(point / max(1.0, point.sum()))
-        study.tell(trial, _score(mixes, question, number))
+        study.tell(trial, _score(mixes, spec, number))
 
 
-def _score(mixes: Mixes, question: SweepSpec, number: int) -> float:
+def _score(mixes: Mixes, spec: SweepSpec, number: int) -> float:
     """The objective at one point, less being better."""
-    pool = question.pool
+    pool = spec.pool
     at = np.array([float(number)])
-    logits = np.concatenate([mixes.logits(d, at)[0] for d in range(len(question.targets))])
+    logits = np.concatenate([mixes.logits(d, at)[0] for d in range(len(spec.targets))])
     beta = fitted_beta(logits, pool.labels, pool.weights)
-    metric = METRICS[question.objective]
-    return float(
-        metric.sign * metric.of(ScoredTexts(beta * logits, pool.labels, pool.groups, question.cost), pool.weights)
-    )
+    metric = METRICS[spec.objective]
+    return float(metric.sign * metric.of(ScoredTexts(beta * logits, pool.labels, pool.groups, spec.cost), pool.weights))
 
 
 def _spread(dimensions: int, seed: int) -> NDArray[np.float64]:

@@ -96,31 +96,28 @@ class SweepChoice:
         return float(ts.min()), float(ts.max())
 
 
-def sweep(question: SweepSpec, passes: LogitCache) -> tuple[LogitCurve, SweepChoice]:
+def sweep(spec: SweepSpec, passes: LogitCache) -> tuple[LogitCurve, SweepChoice]:
     """Choose; what it costs is made through `passes`. What was found is put together by `evidence.findings`."""
-    curve = LogitCurve(question.line, [d.texts for d in question.datasets], passes, question.grid)
-    choice = choice_of(question, curve)
+    curve = LogitCurve(spec.line, [d.texts for d in spec.datasets], passes, spec.grid)
+    choice = choice_of(spec, curve)
     while not curve.check(choice.t):
-        choice = choice_of(question, curve)
+        choice = choice_of(spec, curve)
     return curve, choice
 
 
-def choice_of(question: SweepSpec, curve: ScoreSource) -> SweepChoice:
+def choice_of(spec: SweepSpec, curve: ScoreSource) -> SweepChoice:
     """The choice among the t's of a curve (or the points of a surface), as far as its logits are to be believed."""
-    judge = Scorer(curve, question)
-    bounds = [
-        bounds_of(guard, curve, data, judge, question)
-        for data, guard in enumerate(question.guards, len(question.targets))
-    ]
+    judge = Scorer(curve, spec)
+    bounds = [bounds_of(guard, curve, data, judge, spec) for data, guard in enumerate(spec.guards, len(spec.targets))]
     feasible = np.logical_and.reduce([np.ones(len(judge.ts), dtype=bool), *(b.allowed for b in bounds)])
-    everywhere = np.ones((question.draws, len(judge.ts)), dtype=bool)
+    everywhere = np.ones((spec.draws, len(judge.ts)), dtype=bool)
     feasible_resampled = np.logical_and.reduce([everywhere, *(b.allowed_resampled for b in bounds)])
     scores, resampled = judge.scores(), judge.resampled()
     errors = paired_errors(resampled)
-    if question.penalty == "folds":
-        penalty = fitted_penalty(lambda p: held_out_scores(question, judge, errors, feasible, p)["objective"])
+    if spec.penalty == "folds":
+        penalty = fitted_penalty(lambda p: held_out_scores(spec, judge, errors, feasible, p)["objective"])
     else:
-        penalty = question.penalty * question.squared_length
+        penalty = spec.penalty * spec.squared_length
     penalties = penalty * judge.ts**2
     return SweepChoice(
         judge=judge,
@@ -131,12 +128,12 @@ def choice_of(question: SweepSpec, curve: ScoreSource) -> SweepChoice:
         feasible=feasible,
         bounds=bounds,
         best_ts=best_of_each(resampled + penalties, judge.ts, feasible_resampled),
-        chosen=choose(scores + penalties, errors, feasible, question.rule),
-        objective=question.objective,
+        chosen=choose(scores + penalties, errors, feasible, spec.rule),
+        objective=spec.objective,
     )
 
 
-def bounds_of(guard: Guard, curve: ScoreSource, data: int, judge: Scorer, question: SweepSpec) -> Bounds:
+def bounds_of(guard: Guard, curve: ScoreSource, data: int, judge: Scorer, spec: SweepSpec) -> Bounds:
     """What a guard, whose data set has this number, allows; t = 0 always."""
     pool, metric = WeightedPool.of([guard.dataset]), METRICS[guard.metric]
     parts = np.concatenate(
@@ -146,9 +143,9 @@ def bounds_of(guard: Guard, curve: ScoreSource, data: int, judge: Scorer, questi
         ]
     )
     lost = _lost(metric, pool.mean(parts))
-    resampled = _lost(metric, pool.resampled(parts, max(question.draws, LEAST_DRAWS), question.seed))
+    resampled = _lost(metric, pool.resampled(parts, max(spec.draws, LEAST_DRAWS), spec.seed))
     above = room_above(resampled, guard.confidence, pool.members, metric.step, together=not curve.ordered)
-    resampled = resampled[: question.draws]
+    resampled = resampled[: spec.draws]
     allowed, allowed_resampled = (_keeps(lost + above, guard, curve) for lost in (lost, resampled))
     return Bounds(lost, lost + above, allowed, allowed_resampled)
 
@@ -180,12 +177,12 @@ class HeldOut:
 
 
 def held_out(
-    question: SweepSpec, judge: Scorer, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
+    spec: SweepSpec, judge: Scorer, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
 ) -> Iterator[HeldOut]:
     """Each repeat's answers to the texts (N,) that it tests."""
-    for repeat in splits(judge.pool, question.folds, question.repeats, question.seed):
+    for repeat in splits(judge.pool, spec.folds, spec.repeats, spec.seed):
         betas = [judge.beta_of(split) for split in repeat]
-        at = [_position_of(split, question, judge, errors, feasible, penalty) for split in repeat]
+        at = [_position_of(split, spec, judge, errors, feasible, penalty) for split in repeat]
 
         def answered(positions: list[int], repeat: list[Split] = repeat, betas: list[Any] = betas) -> ScoredTexts:
             parts = zip(repeat, positions, betas, strict=True)
@@ -196,21 +193,21 @@ def held_out(
 
 
 def held_out_scores(
-    question: SweepSpec, judge: Scorer, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
+    spec: SweepSpec, judge: Scorer, errors: NDArray[np.float64], feasible: NDArray[np.bool_], penalty: float
 ) -> dict[str, float]:
     """Scores of the whole procedure on held-out texts, by metric, and as `objective` (less is better)."""
     totals: dict[str, list[float]] = {}
-    for repeat in held_out(question, judge, errors, feasible, penalty):
+    for repeat in held_out(spec, judge, errors, feasible, penalty):
         weights = judge.pool.restricted(repeat.tested)
-        for name in {*CURVE_METRICS, question.objective}:
+        for name in {*CURVE_METRICS, spec.objective}:
             totals.setdefault(name, []).append(float(METRICS[name].of(repeat.chosen, weights)))
     means = {name: float(np.mean(values)) for name, values in totals.items()}
-    return {**means, "objective": question.metric.sign * means[question.objective]}
+    return {**means, "objective": spec.metric.sign * means[spec.objective]}
 
 
 def _position_of(
     split: Split,
-    question: SweepSpec,
+    spec: SweepSpec,
     judge: Scorer,
     errors: NDArray[np.float64],
     feasible: NDArray[np.bool_],
@@ -218,4 +215,4 @@ def _position_of(
 ) -> int:
     """What the same procedure chooses from a split's training texts, of which there are fewer, so errors are larger."""
     wider = errors * np.sqrt(len(split.train) / split.train.sum())
-    return choose(judge.scores_of(split) + penalty * judge.ts**2, wider, feasible, question.rule).chosen
+    return choose(judge.scores_of(split) + penalty * judge.ts**2, wider, feasible, spec.rule).chosen

@@ -38,19 +38,19 @@ class ScoreSource(Protocol):
 class Scorer:
     """Scores at every t of the curve, `ts` (G,). Less is better, whatever the objective."""
 
-    def __init__(self, curve: ScoreSource, question: SweepSpec) -> None:
-        self.pool = question.pool
+    def __init__(self, curve: ScoreSource, spec: SweepSpec) -> None:
+        self.pool = spec.pool
         self.ts = curve.ts
         self._curve = curve
-        self._question = question
+        self._spec = spec
         betas, terms, parts = [], [], []
         for block in np.array_split(self.ts, self._blocks()):
             logits = self._logits(block)
             beta = fitted_beta(logits, self.pool.labels, self.pool.weights)
             betas.append(beta)
             terms.append(np.stack(loss_terms(logits, self.pool.labels, beta), axis=-1))
-            if question.objective != "loss":
-                parts.append(question.metric.parts(self._outcome(logits * beta[:, None, None])))
+            if spec.objective != "loss":
+                parts.append(spec.metric.parts(self._outcome(logits * beta[:, None, None])))
         self.beta: NDArray[np.float64] = np.concatenate(betas)  # (G,)
         self._terms: NDArray[np.float64] = np.concatenate(terms)  # (G, N, 3)
         self._parts: NDArray[np.float64] = np.concatenate(parts) if parts else self._terms
@@ -61,7 +61,7 @@ class Scorer:
 
     def resampled(self) -> NDArray[np.float64]:
         """Scores in bootstrap resamples, (B, G)."""
-        return self._scored(self.pool.resampled(self._parts, self._question.draws, self._question.seed))
+        return self._scored(self.pool.resampled(self._parts, self._spec.draws, self._spec.seed))
 
     def scores_of(self, split: Split) -> NDArray[np.float64]:
         """Scores of the texts of a split that choose, (G,)."""
@@ -82,16 +82,16 @@ class Scorer:
         return self._outcome(logits)
 
     def _outcome(self, tempered: NDArray[np.float64]) -> ScoredTexts:
-        return ScoredTexts(tempered, self.pool.labels, self.pool.groups, self._question.cost)
+        return ScoredTexts(tempered, self.pool.labels, self.pool.groups, self._spec.cost)
 
     def _scored(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self._question.objective == "loss":
+        if self._spec.objective == "loss":
             return refitted(means, self.beta)[0]
-        return self._question.metric.sign * self._question.metric.score(means)
+        return self._spec.metric.sign * self._spec.metric.score(means)
 
     def _logits(self, ts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Logits (g, N, C) of all targets."""
-        return np.concatenate([self._curve.logits(data, ts) for data in range(len(self._question.targets))], axis=1)
+        return np.concatenate([self._curve.logits(data, ts) for data in range(len(self._spec.targets))], axis=1)
 
     def _blocks(self) -> int:
         return -(-len(self.ts) * self._logits(self.ts[:1]).size // BLOCK)

@@ -101,15 +101,15 @@ def asked(line: Line, targets: list[Dataset], rule: Rule = "nearest") -> SweepSp
 
 
 def chosen(line: Line, targets: list[Dataset], passes: LogitCache, rule: Rule) -> tuple[SweepResult, LogitCurve]:
-    question = asked(line, targets, rule)
-    curve, choice = sweep(question, passes)
-    return findings(question, curve, choice, passes, ["0", "1", "2"]), curve
+    spec = asked(line, targets, rule)
+    curve, choice = sweep(spec, passes)
+    return findings(spec, curve, choice, passes, ["0", "1", "2"]), curve
 
 
-def tested(curve: LogitCurve, question: SweepSpec, t: float, temperature: float) -> float:
+def tested(curve: LogitCurve, spec: SweepSpec, t: float, temperature: float) -> float:
     """Log loss on the test texts."""
-    logits = np.concatenate([curve.logits(d, np.array([t]))[0] for d in range(len(question.targets))])
-    return float(METRICS["loss"].of(ScoredTexts(logits / temperature, question.pool.labels), question.pool.weights))
+    logits = np.concatenate([curve.logits(d, np.array([t]))[0] for d in range(len(spec.targets))])
+    return float(METRICS["loss"].of(ScoredTexts(logits / temperature, spec.pool.labels), spec.pool.weights))
 
 
 def main(data: Path) -> None:
@@ -122,18 +122,18 @@ def main(data: Path) -> None:
     held, excesses = [], {rule: [] for rule in RULES}
     for case in tqdm(list(cases(data, provider.labels)), unit="case"):
         line = Line.read(case.variant, provider.cookbook)
-        test_question = asked(line, case.test)
+        test_spec = asked(line, case.test)
         test = LogitCurve(line, [d.texts for d in case.test], LogitCache(provider, store))
-        judge = Scorer(test, test_question)
+        judge = Scorer(test, test_spec)
         optimum = float(judge.ts[judge.scores().argmin()])
         found = {}
         for rule in RULES:
             passes = LogitCache(recorded, store)
             found[rule], curve = chosen(line, case.validation, passes, rule)
         temperature = dict(zip(*_temperatures(curve, asked(line, case.validation)), strict=True))
-        losses = {t: tested(test, test_question, t, temperature[t]) for t in GRID}
+        losses = {t: tested(test, test_spec, t, temperature[t]) for t in GRID}
         best_t = min(losses, key=losses.__getitem__)
-        mine = {rule: tested(test, test_question, f.best.t, f.best.temperature) for rule, f in found.items()}
+        mine = {rule: tested(test, test_spec, f.best.t, f.best.temperature) for rule, f in found.items()}
         for rule in RULES:
             excesses[rule].append(mine[rule] / losses[best_t] - 1)
         draws = [
@@ -162,9 +162,9 @@ def main(data: Path) -> None:
     print(f"Intervals from {LABELS_DRAWN} labels that hold the test optimum: {sum(held)} of {len(held) * len(SEEDS)}")
 
 
-def _temperatures(curve: LogitCurve, question: SweepSpec) -> tuple[list[float], list[float]]:
+def _temperatures(curve: LogitCurve, spec: SweepSpec) -> tuple[list[float], list[float]]:
     """The temperature that the validation texts ask for at every t of the grid."""
-    judge = Scorer(curve, question)
+    judge = Scorer(curve, spec)
     at = [int(np.abs(judge.ts - t).argmin()) for t in GRID]
     return list(GRID), [float(1 / judge.beta[position]) for position in at]
 

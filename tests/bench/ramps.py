@@ -15,11 +15,11 @@ from tqdm import tqdm
 from app.demo.build import cache_folder
 from app.models.bank import BankSpec
 from app.sweep.data.weighted_pool import WeightedPool
-from app.sweep.layer_ramp import swept
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
 from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache
 from app.sweep.metrics_of_t import METRICS, ScoredTexts
+from app.sweep.run import run_sweep
 from app.sweep.sweep_spec import SweepSpec
 from app.weights.recipe import MICRO, Recipe
 from tests.bench.choosing_t import Case, cases
@@ -42,8 +42,8 @@ def main(data: Path) -> None:
     for case in tqdm(list(cases(data, provider.labels)), unit="case"):
         passes = LogitCache(provider, store)
         line = Line.read(case.variant, provider.cookbook)
-        question = SweepSpec(line, case.validation, [1.0] * len(case.validation), 0.0, ramp=True)
-        found = swept(question, passes, provider.labels)
+        spec = SweepSpec(line, case.validation, [1.0] * len(case.validation), 0.0, ramp=True)
+        found = run_sweep(spec, provider.facts, passes)
         ramp, gained = found.ramp, found.ramp.gained
         one = read(f"{found.chosen.recipe};temperature={found.chosen.temperature:.3g}")
         row = [

@@ -122,10 +122,8 @@ def guarded(
         rng = np.random.default_rng((7, seed))
         target, general = world.drawn(400, world.t, rng), world.drawn(texts, 0.0, rng)
         guard = Guard(general.dataset("general"), "accuracy", margin, confidence)
-        question = SweepSpec(
-            LINE, [target.dataset("own")], [1.0], 1.0, [guard], draws=DRAWS, folds=2, repeats=1, seed=seed
-        )
-        choice = choice_of(question, Known(target, general))
+        spec = SweepSpec(LINE, [target.dataset("own")], [1.0], 1.0, [guard], draws=DRAWS, folds=2, repeats=1, seed=seed)
+        choice = choice_of(spec, Known(target, general))
         chosen.append((choice.chosen.chosen, _by_point_estimate(choice, general, margin)))
     return tuple(Guarded(losses[np.array(at)], TS[np.array(at)], margin) for at in zip(*chosen, strict=True))
 
@@ -160,8 +158,8 @@ def covered(world: World, objective: str, texts: int, trials: int = TRIALS) -> t
 
 
 def _choice(texts: Texts, objective: str, draws: int) -> SweepChoice:
-    question = SweepSpec(LINE, [texts.dataset("own")], [1.0], 1.0, objective=objective, draws=draws)
-    return choice_of(question, Known(texts))
+    spec = SweepSpec(LINE, [texts.dataset("own")], [1.0], 1.0, objective=objective, draws=draws)
+    return choice_of(spec, Known(texts))
 
 
 def _covered(ends: NDArray[np.float64], best: float, best_of_others: NDArray[np.bool_]) -> Covered:

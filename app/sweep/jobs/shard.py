@@ -47,12 +47,12 @@ class Shard:
     def collects(self) -> bool:
         return self.index == self.count - 1
 
-    def run(self, question: SweepSpec) -> int:
+    def run(self, spec: SweepSpec) -> int:
         """Run this share, unless it is stored; gives how many chunks it has."""
         chunks = [
-            (chunk, question.line.at(t))
-            for t in planned(question.grid)
-            for dataset in question.datasets
+            (chunk, spec.line.at(t))
+            for t in planned(spec.grid)
+            for dataset in spec.datasets
             for chunk in chunks_of(dataset.texts)
         ]
         mine = chunks[self.index :: self.count]

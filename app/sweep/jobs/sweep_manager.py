@@ -3,7 +3,7 @@
 A sweep runs in a process of its own (`sweep_process.py`) that asks this one for logits; a `JobRunner` has them made,
 and Redis remembers them chunk by chunk. What is asked, how far it is and what came of it lie in Redis too, under a
 lease that the pod renews (`sweep/jobs/sweep_store.py`). So any pod answers for any sweep, and when a pod dies another
-one, or the same one after its restart, asks the same questions again, finds answers, and goes on where none is left.
+one, or the same one after its restart, asks for the same logits again, finds them, and goes on where none is left.
 
 While Redis does not answer, a sweep goes on in this pod, which says so (`shared`), and Redis is told when it is back.
 """
@@ -27,7 +27,7 @@ from app.sweep.jobs.sweep_process import Done, Foreseen, Logits, Progress, Sweep
 from app.sweep.jobs.sweep_state import SweepState
 from app.sweep.jobs.sweep_store import LEASE_SECONDS, PublishResult, SweepStore
 from app.sweep.logits.logit_cache import digest_of
-from app.sweep.sweep_order import BankFacts, SweepOrder, question_of
+from app.sweep.sweep_spec import BankFacts, SweepOrder, spec_from
 from app.weights.recipe import Cookbook, Recipe
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class SweepManager:
 
     def __init__(
         self,
-        facts: BankFacts,
+        bank: BankFacts,
         fingerprint: str,
         name_of: Callable[[Recipe], str],
         runner: JobRunner | None,
@@ -82,10 +82,10 @@ class SweepManager:
     ) -> None:
         """`name_of` names all that decides the logits of a recipe besides the texts. Without a runner, sweeps wait for
         other pods of the same bank."""
-        self._facts = facts
+        self._bank = bank
         self._fingerprint = fingerprint
         self._name_of = name_of
-        self._cookbook = Cookbook(facts.variants)
+        self._cookbook = Cookbook(bank.variants)
         self._runner = runner
         self._store = store
         self._most_texts = most_texts
@@ -109,8 +109,8 @@ class SweepManager:
     # -- what is asked of them ---------------------------------------------------------------------------------
 
     async def submit(self, order: SweepOrder) -> SweepState:
-        """Put a sweep in line. Raises what `question_of` raises, and `Overloaded` when the line is full."""
-        await asyncio.to_thread(question_of, order, self._facts, self._most_texts)
+        """Put a sweep in line. Raises what `spec_from` raises, and `Overloaded` when the line is full."""
+        await asyncio.to_thread(spec_from, order, self._bank, self._most_texts)
         waiting = await self._waiting()
         if waiting >= self._most_waiting:
             raise Overloaded(f"{waiting} sweeps are waiting, and no more may; try again later", retry_after=LATER)
@@ -310,7 +310,7 @@ class SweepManager:
         talking = ThreadPoolExecutor(1, "tween-sweep")  # a pipe that is full or empty stops whoever waits for it
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(talking, pipe.send, (job.order.values, asdict(self._facts)))
+            await loop.run_in_executor(talking, pipe.send, (job.order.values, asdict(self._bank)))
             while True:
                 want: Wants = await loop.run_in_executor(talking, pipe.recv)
                 if isinstance(want, Progress):
@@ -343,7 +343,7 @@ class SweepManager:
         """Logits, and whether they were remembered."""
         recipe = self._cookbook.read(want.recipe)
         name = f"{self._name_of(recipe)}-{digest_of(want.texts)}"
-        size = len(want.texts) * len(self._facts.labels) * 4
+        size = len(want.texts) * len(self._bank.labels) * 4
         if self._store is not None and not runner.has_begun(want.texts, recipe):
             with suppress(RedisUnavailable):
                 found = await self._store.logits(name)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,13 +24,11 @@ from numpy.typing import NDArray
 
 from app.blocked_signals import sigterm_blocked
 from app.errors import TweenError
-from app.sweep.diagnostics.robustness import TS, robustness
-from app.sweep.layer_ramp import swept
 from app.sweep.logits.logit_cache import Asked, LogitCache, MemoryLogitStore
-from app.sweep.multi_variant import towards_the_best_mix
 from app.sweep.report import ramp_plot, sweep_report
-from app.sweep.sweep_order import BankFacts, SweepOrder, question_of
+from app.sweep.run import run_sweep
 from app.sweep.sweep_result import SweepResult
+from app.sweep.sweep_spec import BankFacts, SweepOrder, spec_from
 from app.weights.recipe import Recipe
 
 NICE = 10
@@ -115,17 +113,17 @@ class _Distant:
 
 def work(pipe: Connection) -> None:
     """One sweep, told through the pipe."""
-    values, facts = pipe.recv()
+    values, bank = pipe.recv()
     try:
-        found = answer(SweepOrder.of(values), BankFacts(**facts), pipe)
+        found = answer(SweepOrder.of(values), BankFacts(**bank), pipe)
         files = dict(_files(found))  # first, because it may add a warning
         pipe.send(Done(result_of(found), files))
     except TweenError as error:
         pipe.send(SweepRefused(str(error)))
 
 
-def answer(order: SweepOrder, facts: BankFacts, pipe: Connection) -> SweepResult:
-    """What the order's question comes to, with the server's logits."""
+def answer(order: SweepOrder, bank: BankFacts, pipe: Connection) -> SweepResult:
+    """The result of an order, with the server's logits."""
 
     def tell(done: int, expected: int) -> None:
         pipe.send(Progress(done, expected))
@@ -133,19 +131,10 @@ def answer(order: SweepOrder, facts: BankFacts, pipe: Connection) -> SweepResult
     def foresee(chunks: Sequence[Asked]) -> None:
         pipe.send(Foreseen([(list(texts), recipe.text) for texts, recipe in chunks]))
 
-    question = question_of(order, facts)
-    distant = _Distant(pipe, len(facts.labels))
+    distant = _Distant(pipe, len(bank.labels))
     passes = LogitCache(distant, MemoryLogitStore(), tell, foresee)
-    direction = None
-    if len(order.variants) > 1 and not order.line:
-        line, direction = towards_the_best_mix(question, order.variants, passes)
-        question = replace(question, line=line, squared_length=line.squared_length(np.array(facts.products)))
-    found = swept(question, passes, facts.labels)
-    found.passes_run, found.direction = len(distant.run), direction
-    if order.robustness:
-        found.robustness = robustness(
-            question.line, question.targets[0], sorted({*TS, found.best.t}), passes, question.seed
-        )
+    found = run_sweep(spec_from(order, bank), bank, passes)
+    found.passes_run = len(distant.run)
     return found
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.classifier import Classifier
 from app.models.tokenizer import TextTokenizer
+from app.sweep.sweep_spec import BankFacts
 from app.weights import geometry
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook, Recipe
@@ -41,6 +42,11 @@ class LocalProvider:
         """Inner products of the deltas (V, V), in the order of the bank's variants."""
         products: NDArray[np.float64] = geometry.gram(self.bank.arena.rows).numpy()
         return products
+
+    @property
+    def facts(self) -> BankFacts:
+        bank = self.bank
+        return BankFacts(bank.labels, list(bank.variants), self.delta_products.tolist(), bank.problem_type)
 
     def key(self, recipe: Recipe) -> str:
         return f"{recipe.key(self.bank.fingerprint)}-{self._encoder.limits}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.sweep.data.dataset import ADVISED_TEXTS
+from app.sweep.diagnostics.robustness import ATTACK
 from app.sweep.metrics_of_t import METRICS, ScoreMetric
 from app.sweep.sweep_result import GuardResult, SweepResult, Value
 from app.sweep.sweep_spec import TOGETHER
@@ -419,5 +420,13 @@ WARNINGS = (
         "figures are of one t",
         once(_is_ramp),
         lambda found, _: f"what is told of scores, guards and robustness is of t = {found.best.t:g} in all layers",
+    ),
+    SweepSentence(
+        "texts were not attacked",
+        once(lambda found: bool(found.robustness) and ATTACK not in found.robustness),
+        lambda found, _: (
+            "texts were perturbed but not attacked: an attack needs gradients, which `tween sweep` has where it loads "
+            "the bank itself"
+        ),
     ),
 )
