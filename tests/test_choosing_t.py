@@ -59,7 +59,8 @@ def test_a_sweep_prints_a_sentence_and_writes_a_folder_and_the_next_question_cos
     assert done.returncode == 0, done.stderr
     assert "own: 120 texts; text from 'text', label from 'label'" in done.stdout
     assert "general: 60 texts; text from 'body', label from 'sentiment'" in done.stdout
-    assert "to keep macro-F1 there within 2 points (90 % sure)" in done.stdout and "Serve " in done.stdout
+    for part in ("macro-F1", "within 2 points", "90 % sure", "Serve "):
+        assert part in done.stdout
     assert "label frequencies" in done.stdout
     first = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [about["share"] for about in first["data"]] == pytest.approx([2 / 3, 1 / 3, 0])
@@ -67,6 +68,14 @@ def test_a_sweep_prints_a_sentence_and_writes_a_folder_and_the_next_question_cos
     done = run(*command, "--objective", "cost", "--cost", "0,1,5;1,0,1;2,1,0", "--lambda", "folds")
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert again["objective"] == "cost" and again["penalty"]["by_folds"] and again["passes_run"] <= 1, done.stderr
+
+
+def test_the_command_line_attacks_too(run: Run, tmp_path: Path) -> None:
+    own = texts_file(tmp_path / "own.csv", 30, 1)
+    done = run("sweep", own, "--variant", "angry", "--robustness", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"typos", "embeddings"} <= set(found["robustness"]) and "not attacked" not in done.stdout
 
 
 def test_a_ramp_is_looked_for_from_the_command_line(run: Run, tmp_path: Path) -> None:

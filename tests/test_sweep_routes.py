@@ -166,6 +166,17 @@ def test_a_ramp_is_looked_for_where_it_is_asked_for_and_can_be_served(service: S
     assert drawn.headers["content-type"] == "image/svg+xml" and b"<svg" in drawn.content
 
 
+def test_a_service_perturbs_and_says_that_it_does_not_attack(service: Service) -> None:
+    asked = {"data": rows(30, 9), "variants": ["angry", "angry"], "robustness": True}
+    url = service.client.post("/v1/sweeps", json=asked).headers["location"]
+    found = ended(service.client, url)
+    assert found["status"] == "done", found
+    assert any("an attack needs gradients" in warning for warning in found["warnings"])
+    results = service.client.get(f"{url}/results.json").json()
+    assert "typos" in results["robustness"] and "embeddings" not in results["robustness"]
+    assert results["direction"] is None, "a variant that is named twice is one variant"
+
+
 def test_where_no_ramp_was_looked_for_there_is_none_to_draw(service: Service) -> None:
     url = service.client.post("/v1/sweeps", json={"data": rows(30, 9), "variant": "angry"}).headers["location"]
     assert ended(service.client, url)["ramp"] is None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from app.errors import BadData
 from app.sweep.jobs.sweep_store import SweepStore
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import chunks_of, digest_of
+from app.sweep.logits.logit_cache import chunks_of, pass_name
 from app.sweep.logits.logit_curve import planned
 from app.sweep.sweep_spec import SweepSpec
 from app.weights.recipe import Recipe
@@ -94,4 +94,4 @@ class Shard:
         return logits
 
     def _name(self, texts: Sequence[str], recipe: Recipe) -> str:
-        return f"{self.key(recipe)}-{digest_of(texts)}"
+        return pass_name(self.key(recipe), texts)

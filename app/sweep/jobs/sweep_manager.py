@@ -26,7 +26,7 @@ from app.sweep.jobs.job_runner import JobRunner
 from app.sweep.jobs.sweep_process import Done, Foreseen, Logits, Progress, SweepRefused, Wants, start
 from app.sweep.jobs.sweep_state import SweepState
 from app.sweep.jobs.sweep_store import LEASE_SECONDS, PublishResult, SweepStore
-from app.sweep.logits.logit_cache import digest_of
+from app.sweep.logits.logit_cache import pass_name
 from app.sweep.sweep_spec import BankFacts, SweepOrder, spec_from
 from app.weights.recipe import Cookbook, Recipe
 
@@ -342,7 +342,7 @@ class SweepManager:
     async def _logits(self, want: Logits, runner: JobRunner) -> tuple[bytes, bool]:
         """Logits, and whether they were remembered."""
         recipe = self._cookbook.read(want.recipe)
-        name = f"{self._name_of(recipe)}-{digest_of(want.texts)}"
+        name = pass_name(self._name_of(recipe), want.texts)
         size = len(want.texts) * len(self._bank.labels) * 4
         if self._store is not None and not runner.has_begun(want.texts, recipe):
             with suppress(RedisUnavailable):

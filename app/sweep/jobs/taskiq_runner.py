@@ -27,7 +27,7 @@ from app.cluster.redis_url import RedisUrl
 from app.errors import BadSettings, RedisUnavailable, WorkerLost
 from app.sweep.jobs.sweep_store import SweepStore
 from app.sweep.logits.local_provider import LocalProvider
-from app.sweep.logits.logit_cache import Asked, digest_of
+from app.sweep.logits.logit_cache import Asked, digest_of, pass_name
 from app.weights.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class TaskiqRunner:
         return None
 
     def _name(self, texts: Sequence[str], recipe: Recipe) -> str:
-        return f"{self._name_of(recipe)}-{digest_of(texts)}"
+        return pass_name(self._name_of(recipe), texts)
 
 
 async def _left_to_workers(name: str, digest: str, recipe: str) -> None:

@@ -151,7 +151,7 @@ class LogitCache:
         return np.concatenate(parts)[[place[text] for text in texts]]
 
     def _name(self, texts: Sequence[str], recipe: Recipe) -> str:
-        return f"{self.provider.key(recipe)}-{digest_of(texts)}"
+        return pass_name(self.provider.key(recipe), texts)
 
     def _tell(self, texts: int) -> None:
         self._done += texts
@@ -163,6 +163,11 @@ def chunks_of(texts: Sequence[str]) -> list[list[str]]:
     """Each different text once, short ones first, so that the texts of a chunk are of like length."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     return [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
+
+
+def pass_name(blend: str, texts: Sequence[str]) -> str:
+    """What the logits of these texts on the blend of that name are kept under, by whichever process runs them."""
+    return f"{blend}-{digest_of(texts)}"
 
 
 def digest_of(texts: Sequence[str]) -> str:
