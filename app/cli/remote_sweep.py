@@ -55,11 +55,12 @@ def run_there(options: argparse.Namespace, order: SweepOrder) -> int:
 def _asked(order: SweepOrder) -> dict[str, Any]:
     """The order as the service reads it."""
     body = order.values
-    for given, data in zip(order.data, body["data"], strict=True):
+    body["lambda"], body["datasets"] = body.pop("penalty"), body.pop("data")
+    for given, data in zip(order.data, body["datasets"], strict=True):
         data["data"] = [dict(row) for _, row in kept_rows(given.name, given.rows, order.where)]
         del data["content"]
     del body["where"]
-    return {**body, "datasets": body.pop("data"), "lambda": body.pop("penalty")}
+    return body
 
 
 def _states(url: str) -> Iterator[dict[str, Any]]:
