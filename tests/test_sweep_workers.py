@@ -63,7 +63,7 @@ def test_workers_give_the_numbers_of_one_process_and_a_killed_ones_part_is_taken
         url = client.post("/v1/sweeps", json=asked).raise_for_status().headers["location"]
         until(lambda: len(redis.keys("tween:sweep-logits:*")) > 3, seconds=60)
         until(lambda: _dies_with_a_part(first, second, redis), seconds=20)
-        state = ended(client, url, seconds=120)
+        state = ended(client, url)
         assert state["status"] == "done", state
         assert [point["loss"]["value"] for point in state["curve"]] == local["losses"]
         best = state["best"]
@@ -71,7 +71,7 @@ def test_workers_give_the_numbers_of_one_process_and_a_killed_ones_part_is_taken
         assert client.get(f"{url}/results.json").json()["passes_run"] == len(GRID)
         # A part that was stored and not acknowledged stays on the list until workers hear of something else.
         another = client.post("/v1/sweeps", json={"data": DATA[:40], "variant": "angry"}).headers["location"]
-        assert ended(client, another, seconds=120)["status"] == "done"
+        assert ended(client, another)["status"] == "done"
         until(lambda: redis.xpending("tween:sweep-tasks", "tween:sweep-workers")["pending"] == 0, seconds=30)
     assert second.poll() is None
 

@@ -185,6 +185,9 @@ def spec_from(order: SweepOrder, bank: BankFacts, most_texts: int | None = None)
     check_labels(bank.problem_type)
     variants = list(dict.fromkeys(order.variants))
     line = line_from(order.line, variants, Cookbook(bank.variants))
+    targets, guards = ([given for given in order.data if given.role == role] for role in ("target", "guard"))
+    for given in guards:
+        _check_guard(given)
     several = {name for name, count in Counter(given.name for given in order.data).items() if count > 1}
     if several:
         raise BadData(f"two data sets have one name: {', '.join(sorted(several))}; name them apart")
@@ -192,7 +195,6 @@ def spec_from(order: SweepOrder, bank: BankFacts, most_texts: int | None = None)
     texts = sum(map(len, sets.values()))
     if most_texts is not None and texts > most_texts:
         raise BadData(f"{texts} texts in all; a sweep takes at most {most_texts} here")
-    targets = [given for given in order.data if given.role == "target"]
     if not targets:
         raise BadData("no data set is a target; there is nothing to choose t for")
     if order.objective not in METRICS:
@@ -202,7 +204,7 @@ def spec_from(order: SweepOrder, bank: BankFacts, most_texts: int | None = None)
         targets=[sets[given.name] for given in targets],
         shares=[given.weight for given in targets],
         squared_length=line.squared_length(np.array(bank.products)),
-        guards=[_guard(given, sets[given.name]) for given in order.data if given.role == "guard"],
+        guards=[Guard(sets[given.name], given.metric, given.margin, given.confidence) for given in guards],
         objective=order.objective,
         rule=order.rule,
         penalty=order.penalty,
@@ -241,12 +243,11 @@ def _at_most(most: int | None, name: str, rows: Rows) -> Iterator[tuple[str, Map
         yield row
 
 
-def _guard(given: GivenData, dataset: Dataset) -> Guard:
+def _check_guard(given: GivenData) -> None:
     if given.metric not in CURVE_METRICS:
         raise BadData(f"{given.name}: no metric {given.metric!r}; metrics: {', '.join(CURVE_METRICS)}")
     if not 0.5 <= given.confidence <= MOST_CONFIDENCE:
         raise BadData(f"{given.name}: a confidence is a number from 0.5 to {MOST_CONFIDENCE:g}, such as {CONFIDENCE:g}")
-    return Guard(dataset, given.metric, given.margin, given.confidence)
 
 
 def _cost(rows: list[list[float]] | None, classes: int) -> NDArray[np.float64] | None:
