@@ -413,6 +413,15 @@ def test_every_route_is_in_the_specification_with_an_example(client: httpx.Clien
     assert "between variants" in content["examples"]
 
 
+def test_the_specification_is_written_once(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = client.get("/openapi.json")
+    monkeypatch.setattr("app.api.openapi.json.dumps", None)  # writing it again would fail
+    again = client.get("/openapi.json")
+    assert again.status_code == 200 and again.content == first.content
+    assert again.headers["content-type"] == "application/json"
+    assert client.head("/openapi.json").headers["content-length"] == str(len(first.content))
+
+
 def test_documentation_needs_no_other_host(client: httpx.Client) -> None:
     home = client.get("/", follow_redirects=True)
     assert home.url.path == "/docs" and "swagger-ui" in home.text

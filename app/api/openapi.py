@@ -3,9 +3,13 @@ is application/problem+json, which the framework writes as application/json."""
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 
 from app.api.problems import MEDIA_TYPE
 
@@ -21,7 +25,7 @@ EVERYWHERE = {
 
 
 def install(app: FastAPI) -> None:
-    """Put the framework's specification right, once it is asked for."""
+    """Put the framework's specification right, and answer with it: both made once, when it is first asked for."""
     generate = app.openapi
 
     def specification() -> dict[str, Any]:
@@ -32,7 +36,18 @@ def install(app: FastAPI) -> None:
                     _correct(operation["responses"])
         return generate()
 
+    @cache
+    def written() -> bytes:
+        return json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
+
+    async def document(request: Request) -> Response:
+        return Response(written(), media_type="application/json")
+
     app.openapi = specification  # type: ignore[method-assign]  # as the framework documents it
+    url = app.openapi_url
+    assert url is not None
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) != url]
+    app.add_route(url, document, include_in_schema=False)
 
 
 def _correct(responses: dict[str, Any]) -> None:
