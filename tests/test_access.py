@@ -79,6 +79,21 @@ def test_a_manager_is_the_actor_of_what_he_does(service: Service, caplog: pytest
     ]
 
 
+def test_the_audit_log_does_not_keep_the_name_of_a_unit_that_is_erased(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for key in (SHOP, BOSS):
+        service.client.delete("/v1/experiments/tone/units/jane-doe", headers=bearer(key))
+    shown = "DELETE /v1/experiments/{name}/units/{unit:path}"
+    assert [record.getMessage() for record in caplog.records if record.name == "tween.audit"] == [
+        f"shop {shown}: refused",
+        f"boss {shown}: 404",
+    ]
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert not [message for message in ours if "jane" in message]
+
+
 def test_no_key_stands_in_a_log_or_a_reply(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     told = ""

@@ -58,7 +58,7 @@ class Authorization:
         if key is None:
             raise NoKey("this key is not known, or no longer")
         if role == "manage" and key.role != "manage":
-            audit.warning("%s %s %s: refused", key.name, scope["method"], reference(scope))
+            audit.warning("%s %s %s: refused", key.name, scope["method"], _audited(scope))
             raise Forbidden(f"the key of {key.name!r} may predict; this call needs one that may manage")
         return key
 
@@ -71,10 +71,16 @@ def _telling(scope: Scope, send: Send, told: dict[str, str], manager: str | None
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *headers]
             if manager is not None:
-                audit.info("%s %s %s: %d", manager, scope["method"], reference(scope), message["status"])
+                audit.info("%s %s %s: %d", manager, scope["method"], _audited(scope), message["status"])
         await send(message)
 
     return telling
+
+
+def _audited(scope: Scope) -> str:
+    """A path as the audit log shows it: without the name of a unit, which that very call may be to erase."""
+    pattern = found_of(scope).pattern
+    return pattern if "{unit" in pattern else reference(scope)
 
 
 def _refusal(request: Request, error: NoKey | Forbidden | LimitReached) -> JSONResponse:
