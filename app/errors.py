@@ -75,6 +75,14 @@ class SegmentsConflict(TweenError):
     """A live table of segments is not at the version that the caller believes, or is needed as it is."""
 
 
+class BadPrecondition(TweenError):
+    """A precondition of a change that cannot be read, or two that no document can meet together."""
+
+
+class PreconditionFailed(TweenError):
+    """`If-Match` or `If-None-Match` does not hold."""
+
+
 class RedisUnavailable(TweenError):
     """What every pod must learn at once cannot be told now, because Redis does not answer or refuses to write."""
 

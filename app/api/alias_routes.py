@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute, json_only
 from app.api.dependencies import TheEngine, ThePredictor
 from app.api.http_server.header_text import Actor
-from app.api.problems import Problem
-from app.api.schemas import LAST_VERSION, REFUSALS, NameField, RecipeField
+from app.api.schemas import REFUSALS, NameField, RecipeField
+from app.api.versions import CONFLICTS, TAGGED, VERSIONED, BodyVersion, IfVersion, tag, with_body
 from app.cluster.replicated import Change
 from app.serving.alias_history import Alias, Version
 from app.serving.aliases import Aliases
-
-CONFLICTS: dict[int | str, dict[str, Any]] = {
-    409: {"description": "the alias is at another version, or has nothing to go back to", "model": Problem},
-    503: {"description": "Redis does not answer, so pods cannot agree; or the bank is still loaded", "model": Problem},
-}
 
 router = APIRouter(
     route_class=BoundedRoute,
@@ -31,19 +25,12 @@ router = APIRouter(
     responses={**REFUSALS, **CONFLICTS},
 )
 
-IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the alias is at this version")]
-
 
 class AliasRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     recipe: RecipeField
-    version: int | None = Field(
-        None,
-        ge=0,
-        le=LAST_VERSION,
-        description="move it only if it is at this version; 0: only if it does not exist yet",
-    )
+    version: BodyVersion = None
 
 
 class VersionReply(BaseModel):
@@ -78,14 +65,16 @@ async def list_aliases(engine: TheEngine) -> AliasList:
     return AliasList(aliases=[_alias(engine.aliases, alias) for alias in engine.aliases.all()])
 
 
-@router.get("/{name}")
+@router.get("/{name}", responses=VERSIONED)
 @needs("predict")
-async def get_alias(engine: TheEngine, name: NameField) -> AliasReply:
+async def get_alias(engine: TheEngine, name: NameField, response: Response) -> AliasReply:
     """What an alias points at, since when, and what it pointed at before."""
-    return _alias(engine.aliases, engine.aliases.get(name))
+    alias = engine.aliases.get(name)
+    tag(response, alias.version)
+    return _alias(engine.aliases, alias)
 
 
-@router.put("/{name}", responses={201: {"description": "made now", "model": MoveReply}})
+@router.put("/{name}", responses={**VERSIONED, 201: {"description": "made now", "model": MoveReply, **TAGGED}})
 @needs("manage")
 async def put_alias(
     engine: TheEngine,
@@ -93,29 +82,35 @@ async def put_alias(
     name: NameField,
     body: AliasRequest,
     response: Response,
+    version: IfVersion,
     by: Actor = None,
 ) -> MoveReply:
     """Point an alias at a recipe, on every pod at once: all have the new blend in memory before traffic meets it. Of
     `auto` and `VARIANT@auto`, whose blends differ from text to text, they are made when they are first met."""
     predictor.check(body.recipe)
-    move = await engine.aliases.move(name, body.recipe, body.version, by)
+    move = await engine.aliases.move(name, body.recipe, with_body(version, body.version), by)
     response.status_code = 201 if move.created else 200
-    return _move(engine.aliases, move)
+    return _move(engine.aliases, move, response)
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", responses=VERSIONED)
 @needs("manage")
-async def delete_alias(engine: TheEngine, name: NameField, version: IfVersion = None, by: Actor = None) -> VersionReply:
+async def delete_alias(
+    engine: TheEngine, name: NameField, response: Response, version: IfVersion, by: Actor = None
+) -> VersionReply:
     """Take an alias away. Its history is kept for a week: a rollback brings it back."""
     move = await engine.aliases.delete(name, version, by)
+    tag(response, move.document.version)
     return _version(move.document.versions[-1])
 
 
-@router.post("/{name}/rollback")
+@router.post("/{name}/rollback", responses=VERSIONED)
 @needs("manage")
-async def roll_back(engine: TheEngine, name: NameField, version: IfVersion = None, by: Actor = None) -> MoveReply:
+async def roll_back(
+    engine: TheEngine, name: NameField, response: Response, version: IfVersion, by: Actor = None
+) -> MoveReply:
     """Point an alias where it pointed before; again, one step further back. Every step is a new version."""
-    return _move(engine.aliases, await engine.aliases.step_back(name, version, by))
+    return _move(engine.aliases, await engine.aliases.step_back(name, version, by), response)
 
 
 def _version(version: Version) -> VersionReply:
@@ -130,5 +125,6 @@ def _alias(aliases: Aliases, alias: Alias) -> AliasReply:
     )
 
 
-def _move(aliases: Aliases, move: Change[Alias]) -> MoveReply:
+def _move(aliases: Aliases, move: Change[Alias], response: Response) -> MoveReply:
+    tag(response, move.document.version)
     return MoveReply(**_alias(aliases, move.document).model_dump(), pods_asked=move.asked, pods_warm=move.warm)

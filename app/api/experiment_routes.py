@@ -13,8 +13,8 @@ from app.api.bounded_json import BoundedRoute, json_only
 from app.api.dependencies import TheExperiments, ThePredictor
 from app.api.http_server.header_text import Actor
 from app.api.outcome_routes import TheLedger
-from app.api.problems import Problem
-from app.api.schemas import LAST_VERSION, REFUSALS, NameField
+from app.api.schemas import REFUSALS, NameField
+from app.api.versions import CONFLICTS, TAGGED, VERSIONED, BodyVersion, IfVersion, tag, with_body
 from app.cluster.replicated import Change
 from app.errors import BadExperiment
 from app.experiments.assignment import check_unit
@@ -23,11 +23,6 @@ from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.record import Record
 from app.experiments.rollout import Rollout, RolloutPlan
 from app.experiments.rollouts import Rollouts
-
-CONFLICTS: dict[int | str, dict[str, Any]] = {
-    409: {"description": "the experiment is at another version, or cannot become that", "model": Problem},
-    503: {"description": "Redis does not answer, so pods cannot agree; or the bank is still loaded", "model": Problem},
-}
 
 router = APIRouter(
     route_class=BoundedRoute,
@@ -38,7 +33,6 @@ router = APIRouter(
 )
 
 UnitPath = Annotated[str, Path(description="the customer or conversation", examples=["customer-1"])]
-IfVersion = Annotated[int | None, Query(ge=0, le=LAST_VERSION, description="only if the experiment is at this version")]
 
 
 async def rollouts_of(experiments: TheExperiments, request: Request) -> Rollouts:
@@ -54,7 +48,7 @@ class StatusRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: Literal["running", "paused", "stopped"]
-    version: int | None = Field(None, ge=0, le=LAST_VERSION, description="only if the experiment is at this version")
+    version: BodyVersion = None
 
 
 class PhaseReply(BaseModel):
@@ -158,16 +152,19 @@ async def list_experiments(
     return ExperimentList(experiments=[_reply(experiments, record) for record in found])
 
 
-@router.get("/{name}")
+@router.get("/{name}", responses=VERSIONED)
 @needs("predict")
-async def get_experiment(experiments: TheExperiments, rollouts: TheRollouts, name: NameField) -> ExperimentReply:
+async def get_experiment(
+    experiments: TheExperiments, rollouts: TheRollouts, name: NameField, response: Response
+) -> ExperimentReply:
     """What an experiment is now; of a rollout under way, also what it waits for."""
     record = experiments.get(name)
+    tag(response, record.version)
     going = record.rollout is not None and record.rollout.outcome == "going"
     return _reply(experiments, record, await rollouts.waits_for(record) if going else None)
 
 
-@router.put("/{name}", responses={201: {"description": "made now", "model": ChangeReply}})
+@router.put("/{name}", responses={**VERSIONED, 201: {"description": "made now", "model": ChangeReply, **TAGGED}})
 @needs("manage")
 async def put_experiment(
     predictor: ThePredictor,
@@ -175,7 +172,7 @@ async def put_experiment(
     name: NameField,
     body: Experiment,
     response: Response,
-    version: IfVersion = None,
+    version: IfVersion,
     by: Actor = None,
 ) -> ChangeReply:
     """Make an experiment or give it another definition, on every pod. A body without `status` leaves that as it is."""
@@ -183,35 +180,47 @@ async def put_experiment(
         predictor.check(arm.recipe)
     change = await experiments.define(name, body, version, by)
     response.status_code = 201 if change.created else 200
-    return _changed(experiments, change)
+    return _changed(experiments, change, response)
 
 
-@router.post("/{name}/status")
+@router.post("/{name}/status", responses=VERSIONED)
 @needs("manage")
 async def set_status(
-    experiments: TheExperiments, name: NameField, body: StatusRequest, by: Actor = None
+    experiments: TheExperiments,
+    name: NameField,
+    body: StatusRequest,
+    response: Response,
+    version: IfVersion,
+    by: Actor = None,
 ) -> ChangeReply:
     """Start, pause or stop it, on every pod. Before it starts, all have the arms' blends in memory."""
-    return _changed(experiments, await experiments.set_status(name, body.status, body.version, by))
+    change = await experiments.set_status(name, body.status, with_body(version, body.version), by)
+    return _changed(experiments, change, response)
 
 
-@router.post("/{name}/archive")
+@router.post("/{name}/archive", responses=VERSIONED)
 @needs("manage")
 async def archive(
-    experiments: TheExperiments, name: NameField, version: IfVersion = None, by: Actor = None
+    experiments: TheExperiments, name: NameField, response: Response, version: IfVersion, by: Actor = None
 ) -> ChangeReply:
     """Put an experiment that does not run out of the way: its report stays, and nothing is counted any more."""
-    return _changed(experiments, await experiments.archive(name, version, by))
+    return _changed(experiments, await experiments.archive(name, version, by), response)
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", responses=VERSIONED)
 @needs("manage")
 async def delete_experiment(
-    experiments: TheExperiments, ledger: TheLedger, name: NameField, version: IfVersion = None, by: Actor = None
+    experiments: TheExperiments,
+    ledger: TheLedger,
+    name: NameField,
+    response: Response,
+    version: IfVersion,
+    by: Actor = None,
 ) -> DeletedExperimentReply:
     """Delete an experiment that does not run, and all that it has counted, on every pod. Its name is free again."""
     change = await experiments.delete(name, version, by)
     await ledger.forget(name, change.document.phase)
+    tag(response, change.document.version)
     return DeletedExperimentReply(name=change.document.name, version=change.document.version)
 
 
@@ -264,14 +273,19 @@ async def get_assignment(
 )
 @needs("manage")
 async def promote(
-    rollouts: TheRollouts, name: NameField, body: PromotionRequest, response: Response, by: Actor = None
+    rollouts: TheRollouts,
+    name: NameField,
+    body: PromotionRequest,
+    response: Response,
+    version: IfVersion,
+    by: Actor = None,
 ) -> PromotionReply:
     """Bring an arm's recipe behind an alias: at once, or for a growing share of units, back if a guardrail fails."""
     if not body.guarded:
-        move = await rollouts.promote(name, body.arm, body.alias, by, body.force)
+        move = await rollouts.promote(name, body.arm, body.alias, by, body.force, version)
         return PromotionReply(alias=body.alias, recipe=str(move.document.recipe), rollout=None)
     plan = RolloutPlan(steps=body.steps, step_seconds=body.step_seconds, step_units=body.step_units)
-    record = await rollouts.begin(name, body.arm, body.alias, plan, by, body.force)
+    record = await rollouts.begin(name, body.arm, body.alias, plan, by, body.force, version)
     response.status_code = 202
     return PromotionReply(alias=body.alias, recipe=str(record.experiment.arm("new").recipe), rollout=record.name)
 
@@ -312,6 +326,7 @@ def _reply(experiments: ExperimentRegistry, record: Record, waits_for: list[str]
     )
 
 
-def _changed(experiments: ExperimentRegistry, change: Change[Record]) -> ChangeReply:
+def _changed(experiments: ExperimentRegistry, change: Change[Record], response: Response) -> ChangeReply:
+    tag(response, change.document.version)
     reply = _reply(experiments, change.document)
     return ChangeReply(**reply.model_dump(), pods_asked=change.asked, pods_warm=change.warm)

@@ -71,9 +71,6 @@ class TimingsReply(BaseModel):
     total: float
 
 
-LAST_VERSION = 2**53 - 1
-"""Of whatever has versions: the largest whole number that every reader of JSON holds."""
-
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "model": Problem}
     for status, description in {

@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute, json_only
 from app.api.dependencies import TheEngine, TheExperiments, ThePredictor
 from app.api.http_server.header_text import Actor
-from app.api.problems import Problem
-from app.api.schemas import LAST_VERSION, REFUSALS, NameField
+from app.api.schemas import REFUSALS, NameField
+from app.api.versions import CONFLICTS, TAGGED, VERSIONED, IfVersion, tag
 from app.errors import SegmentsConflict
 from app.experiments.experiment_registry import KEPT_WARM, ExperimentRegistry
 from app.segments.segment_registry import LiveTable
@@ -23,11 +23,6 @@ from app.serving.aliases import Aliases
 from app.serving.engine import Engine
 from app.weights.auto_recipe import automatic
 
-CONFLICTS: dict[int | str, dict[str, Any]] = {
-    409: {"description": "the live table is at another version, or somebody needs it", "model": Problem},
-    503: {"description": "Redis does not answer, so pods cannot agree; or the bank is still loaded", "model": Problem},
-}
-
 router = APIRouter(
     route_class=BoundedRoute,
     prefix="/v1/segments",
@@ -35,11 +30,6 @@ router = APIRouter(
     dependencies=[Depends(json_only)],
     responses={**REFUSALS, **CONFLICTS},
 )
-
-IfVersion = Annotated[
-    int | None,
-    Query(ge=0, le=LAST_VERSION, description="only if the live table is at this version; 0: if none is live"),
-]
 
 
 class SettingReply(BaseModel):
@@ -89,14 +79,22 @@ async def list_segments(engine: TheEngine, predictor: ThePredictor) -> SegmentsL
     return SegmentsList(segments=[_reply(engine, predictor.selector, table) for _, table in tables])
 
 
-@router.get("/{variant}")
+@router.get("/{variant}", responses=VERSIONED)
 @needs("predict")
-async def get_segments(engine: TheEngine, predictor: ThePredictor, variant: NameField) -> SegmentsReply:
-    """The t's by segment of a variant, or of `auto`."""
-    return _reply(engine, predictor.selector, predictor.selector.table(variant))
+async def get_segments(
+    engine: TheEngine, predictor: ThePredictor, variant: NameField, response: Response
+) -> SegmentsReply:
+    """The t's by segment of a variant, or of `auto`. A table of the bank file has no version."""
+    reply = _reply(engine, predictor.selector, predictor.selector.table(variant))
+    if reply.live:
+        tag(response, reply.live.version)
+    return reply
 
 
-@router.put("/{variant}", responses={201: {"description": "none was live before", "model": SegmentsReply}})
+@router.put(
+    "/{variant}",
+    responses={**VERSIONED, 201: {"description": "none was live before", "model": SegmentsReply, **TAGGED}},
+)
 @needs("manage")
 async def put_segments(
     engine: TheEngine,
@@ -104,24 +102,26 @@ async def put_segments(
     variant: NameField,
     table: Annotated[dict[str, Any], Body(description="segments.json, as `tween segments` writes it")],
     response: Response,
-    version: IfVersion = None,
+    version: IfVersion,
     by: Actor = None,
 ) -> SegmentsReply:
     """Put a table live on every pod, in place of the one that is live or in the bank file. Blends of its t's are made
     when they are first asked for."""
     replaced = await predictor.selector.tables.put(variant, table, version, by)
     response.status_code = 201 if replaced.created else 200
+    tag(response, replaced.document.version)
     return _reply(engine, predictor.selector, predictor.selector.table(variant))
 
 
-@router.delete("/{variant}")
+@router.delete("/{variant}", responses=VERSIONED)
 @needs("manage")
 async def delete_segments(
     engine: TheEngine,
     predictor: ThePredictor,
     experiments: TheExperiments,
     variant: NameField,
-    version: IfVersion = None,
+    response: Response,
+    version: IfVersion,
     by: Actor = None,
 ) -> DeletedSegments:
     """Take the live table away: the one of the bank file is gone by again, where there is one. Where there is none, no
@@ -130,6 +130,7 @@ async def delete_segments(
     if not falls_back:
         _check_that_nobody_needs(variant, engine.aliases, experiments)
     deleted = await predictor.selector.tables.delete(variant, version, by)
+    tag(response, deleted.version)
     return DeletedSegments(**_live(deleted).model_dump(), variant=variant, falls_back=falls_back)
 
 

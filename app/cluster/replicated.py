@@ -18,7 +18,8 @@ from typing import Generic, Protocol, TypeVar
 
 from app.cluster.cancel import cancel_all
 from app.cluster.document_store import DocumentStore, Snapshot
-from app.errors import RedisUnavailable, TweenError
+from app.cluster.precondition import Expected, Precondition
+from app.errors import PreconditionFailed, RedisUnavailable, TweenError
 from app.names import MAX_NAME
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Replicated(Generic[D]):
     async def change(
         self,
         empty: D,
-        version: int | None,
+        expected: Expected,
         change: Callable[[D], D],
         prepare: Callable[[D], AbstractAsyncContextManager[tuple[int, int]]] | None = None,
     ) -> Change[D]:
@@ -119,12 +120,12 @@ class Replicated(Generic[D]):
         that one's place on every pod; once more where another change came between.
 
         `prepare` is entered before, around the write, and gives how many pods were asked for the blends and have them.
-        With a `version`, the change is made only from that one (0: where there is none). Raises the `conflict`,
-        `RedisUnavailable`, and what `change` and `prepare` raise.
+        Raises the `conflict` (`PreconditionFailed` where a header says so) if the change may not start from what is
+        there, `RedisUnavailable`, and what `change` and `prepare` raise.
         """
         for _ in range(ATTEMPTS):
             read, before = await self.newest(empty.name, empty)
-            self._check_version(before, version)
+            self.check(before, expected)
             after = change(before)
             if after is before:
                 return Change(before, False, 0, 0)
@@ -134,17 +135,12 @@ class Replicated(Generic[D]):
                     return Change(after, before.gone_since is not None, asked, warm)
         raise self._conflict(f"{self._called(empty)} is changed by others again and again; try later")
 
-    def _check_version(self, document: D, version: int | None) -> None:
-        exists = document.gone_since is None
-        if version is None or version == document.version or (version == 0 and not exists):
-            return
-        if not exists:
-            raise self._conflict(
-                f"{self._called(document)} does not exist, so it is not at version {version}; 0 stands for that"
-            )
-        raise self._conflict(
-            f"{self._called(document)} is at version {document.version}, not {version}; look at it and decide again"
-        )
+    def check(self, document: D, expected: Expected) -> None:
+        """Raises the `conflict` or `PreconditionFailed` where a change may not start from a document."""
+        condition = expected if isinstance(expected, Precondition) else Precondition(expected)
+        refusal = condition.refusal(document.version, document.gone_since is None)
+        if refusal is not None:
+            raise (PreconditionFailed if condition.by_header else self._conflict)(f"{self._called(document)} {refusal}")
 
     def _called(self, document: D) -> str:
         return f"{self._noun} {document.name[:MAX_NAME]!r}"

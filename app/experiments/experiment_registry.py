@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from app.cluster.document_store import DocumentStore
+from app.cluster.precondition import Expected
 from app.cluster.replicated import Change, Replicated
 from app.errors import BadExperiment, ExperimentConflict, RedisUnavailable, TweenError, UnknownExperiment
 from app.experiments.assignment import Assignment, assign
@@ -125,6 +126,10 @@ class ExperimentRegistry:
             raise self._unknown(name)
         return record
 
+    def check(self, name: str, version: Expected) -> None:
+        """Raises `ExperimentConflict` or `PreconditionFailed` where an experiment is at another version here."""
+        self._following.check(self.get(name), version)
+
     def is_served(self, record: Record) -> bool:
         """Whether traffic on this pod meets this very version; not where its bank cannot make an arm."""
         served = self._served.get(record.name)
@@ -212,7 +217,7 @@ class ExperimentRegistry:
     # -- changes ---------------------------------------------------------------------------------------
 
     async def define(
-        self, name: str, definition: Experiment, version: int | None = None, by: str | None = None
+        self, name: str, definition: Experiment, version: Expected = None, by: str | None = None
     ) -> Change[Record]:
         """Make an experiment, or give it another definition, on every pod.
 
@@ -223,7 +228,7 @@ class ExperimentRegistry:
         return await self._change(name, version, lambda record: record.defined(definition, by))
 
     async def set_status(
-        self, name: str, status: Status, version: int | None = None, by: str | None = None
+        self, name: str, status: Status, version: Expected = None, by: str | None = None
     ) -> Change[Record]:
         """Start, pause or stop an experiment on every pod; raises `UnknownExperiment`, and as `define` does."""
 
@@ -232,11 +237,11 @@ class ExperimentRegistry:
 
         return await self._change(name, version, changed)
 
-    async def archive(self, name: str, version: int | None = None, by: str | None = None) -> Change[Record]:
+    async def archive(self, name: str, version: Expected = None, by: str | None = None) -> Change[Record]:
         """Put an experiment that does not run out of the way; raises as `set_status` does."""
         return await self._change(name, version, lambda record: self._existing(record).archive(by))
 
-    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> Change[Record]:
+    async def delete(self, name: str, version: Expected = None, by: str | None = None) -> Change[Record]:
         """Delete an experiment that does not run, on every pod; raises as `set_status` does."""
         return await self._change(name, version, lambda record: self._existing(record).remove(by))
 
@@ -293,7 +298,7 @@ class ExperimentRegistry:
         except TweenError as reason:
             raise type(reason)(f"arm {arm.name!r}: {reason}") from None
 
-    async def _change(self, name: str, version: int | None, change: Callable[[Record], Record]) -> Change[Record]:
+    async def _change(self, name: str, version: Expected, change: Callable[[Record], Record]) -> Change[Record]:
         def checked(before: Record) -> Record:
             after = change(before)
             if after is not before:

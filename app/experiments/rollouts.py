@@ -19,6 +19,7 @@ from typing import Protocol
 
 from app.cluster.document_store import DocumentStore
 from app.cluster.leader_loop import run_as_leader
+from app.cluster.precondition import Expected
 from app.cluster.replicated import Change
 from app.errors import AliasConflict, ExperimentConflict, RedisUnavailable, UnknownExperiment
 from app.experiments.experiment_registry import ExperimentRegistry
@@ -58,10 +59,18 @@ class Rollouts:
         self._store = store
 
     async def promote(
-        self, name: str, arm: str, alias: str, by: str | None = None, force: bool = False
+        self,
+        name: str,
+        arm: str,
+        alias: str,
+        by: str | None = None,
+        force: bool = False,
+        version: Expected = None,
     ) -> Change[Alias]:
         """Point the alias at the arm's recipe, on every pod at once; raises as `Aliases.move` does, and
-        `ExperimentConflict` where the report speaks against it and no `force` is used."""
+        `ExperimentConflict` where the report speaks against it and no `force` is used, or the experiment is at another
+        `version`."""
+        self._experiments.check(name, version)
         recipe = self._recipe(name, arm)
         against = await self._against(name, arm, force)
         move = await self._aliases.move(alias, recipe, by=by)
@@ -84,10 +93,18 @@ class Rollouts:
         return f" by force against: {' '.join(against)}" if against else ""
 
     async def begin(
-        self, name: str, arm: str, alias: str, plan: RolloutPlan, by: str | None = None, force: bool = False
+        self,
+        name: str,
+        arm: str,
+        alias: str,
+        plan: RolloutPlan,
+        by: str | None = None,
+        force: bool = False,
+        version: Expected = None,
     ) -> Record:
         """Begin to move an alias that exists, step by step; gives the experiment that does it. Raises as `promote`
         does, and `ExperimentConflict` where there is no guardrail metric that could stop it."""
+        self._experiments.check(name, version)
         recipe = self._recipe(name, arm)
         now = self._aliases.get(alias).recipe
         assert now is not None

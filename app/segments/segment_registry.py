@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from app.cluster.document_store import DocumentStore
+from app.cluster.precondition import Expected
 from app.cluster.replicated import Change, Replicated
 from app.errors import BadSegments, SegmentsConflict, TweenError, UnknownSegments
 from app.segments.segment_table import SegmentTable, table_of
@@ -108,7 +109,7 @@ class SegmentRegistry:
         )
 
     async def put(
-        self, variant: str, document: object, version: int | None = None, by: str | None = None
+        self, variant: str, document: object, version: Expected = None, by: str | None = None
     ) -> Change[LiveTable]:
         """Have every pod go by a table, as `tween segments` writes it.
 
@@ -127,7 +128,7 @@ class SegmentRegistry:
         text = json.dumps(table.document(), sort_keys=True)
         return await self._following.change(LiveTable(variant), version, lambda live: live.with_table(text, by))
 
-    async def delete(self, variant: str, version: int | None = None, by: str | None = None) -> LiveTable:
+    async def delete(self, variant: str, version: Expected = None, by: str | None = None) -> LiveTable:
         """Take the live table away, on every pod; raises `UnknownSegments` if there is none, and as `put` does."""
 
         def deleted(live: LiveTable) -> LiveTable:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from app.cluster.document_store import DocumentStore
+from app.cluster.precondition import Expected
 from app.cluster.replicated import Change, Replicated
 from app.errors import AliasConflict, BadAlias, BadRecipe, TweenError, UnknownAlias
 from app.names import MAX_NAME, is_name
@@ -81,7 +82,7 @@ class Aliases:
         recipe = self._recipe(alias)
         return self._blends.key(recipe) if isinstance(recipe, Recipe) else None
 
-    async def move(self, name: str, recipe: object, version: int | None = None, by: str | None = None) -> Change[Alias]:
+    async def move(self, name: str, recipe: object, version: Expected = None, by: str | None = None) -> Change[Alias]:
         """Point an alias at a recipe, on every pod, and make it if there is none of that name.
 
         With a `version`, only if it is at that one (0: if it does not exist), else `AliasConflict`. Raises `BadAlias`
@@ -103,7 +104,7 @@ class Aliases:
 
         return await self._change(name, version, moved)
 
-    async def delete(self, name: str, version: int | None = None, by: str | None = None) -> Change[Alias]:
+    async def delete(self, name: str, version: Expected = None, by: str | None = None) -> Change[Alias]:
         """Take an alias away; raises `UnknownAlias`, and as `move` does."""
 
         def deleted(alias: Alias) -> Alias:
@@ -113,7 +114,7 @@ class Aliases:
 
         return await self._change(name, version, deleted)
 
-    async def step_back(self, name: str, version: int | None = None, by: str | None = None) -> Change[Alias]:
+    async def step_back(self, name: str, version: Expected = None, by: str | None = None) -> Change[Alias]:
         """Point an alias where it pointed before, which is a version of its own; raises as `delete` does."""
 
         def stepped_back(alias: Alias) -> Alias:
@@ -125,7 +126,7 @@ class Aliases:
 
     # -- a move ----------------------------------------------------------------------------------------
 
-    async def _change(self, name: str, version: int | None, change: Callable[[Alias], Alias]) -> Change[Alias]:
+    async def _change(self, name: str, version: Expected, change: Callable[[Alias], Alias]) -> Change[Alias]:
         def prepared(alias: Alias) -> AbstractAsyncContextManager[tuple[int, int]]:
             return self.warmth.ahead([] if alias.recipe is None else [self._cookbook.wanted(alias.recipe)])
 
