@@ -27,16 +27,17 @@ import struct
 import time
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import xxhash
 from redis.asyncio import Redis, RedisCluster
 
 from app.cluster.redis_headroom import PREDICTIONS, Headroom
+from app.spans import spent
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,31 @@ class _Asked:
     found: asyncio.Future[list[bytes | None]]
 
 
+class Tokens(Protocol):
+    """A tokenized text."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def types(self) -> Sequence[int]: ...
+    @property
+    def truncated(self) -> bool: ...
+
+
+Row = TypeVar("Row", bound=Tokens)
+
+
+@dataclass(frozen=True)
+class Lookup(Generic[Row]):
+    """What is known of a request's texts, by their index in it: predictions that were found, and where (`memory` or
+    `redis`); for the others the tokens, and their names in Redis."""
+
+    hits: dict[int, Known]
+    sources: dict[int, str]
+    misses: Mapping[int, Row]
+    names: Mapping[int, Name]
+
+
 class PredictionCache:
     """Logits by blend and input. Lives on the event loop's thread; none of its methods raises."""
 
@@ -111,6 +137,43 @@ class PredictionCache:
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._no_reads_until = self._no_writes_until = 0.0
+
+    async def lookup(
+        self,
+        blends: Sequence[str],
+        texts: Sequence[str | tuple[str, str]],
+        tokenize: Callable[[Sequence[int]], Awaitable[Mapping[int, Row]]],
+    ) -> Lookup[Row]:
+        """Look up texts, each on the blend of that key: in this process, then in Redis. `tokenize` gives the tokens of
+        those that this process does not know, by index; what it raises is raised."""
+        hits: dict[int, Known] = {}
+        for index, (blend, text) in enumerate(zip(blends, texts, strict=True)):
+            known = self.recall(blend, text)
+            if known is not None:
+                hits[index] = known
+        sources = dict.fromkeys(hits, "memory")
+        rows = await tokenize([index for index in range(len(texts)) if index not in hits])
+        started = time.perf_counter()
+        names = {index: Name.of(blends[index], row.ids, row.types) for index, row in rows.items()}
+        stored = await self.look_up(list(names.values())) if names else []
+        for (index, row), logits in zip(rows.items(), stored, strict=True):
+            if logits is not None:
+                hits[index] = Known(logits, len(row.ids), row.truncated)
+                sources[index] = "redis"
+                self.remember(blends[index], texts[index], hits[index])
+        spent("recall", started)
+        return Lookup(hits, sources, {index: row for index, row in rows.items() if index not in hits}, names)
+
+    def store(
+        self,
+        blends: Sequence[str],
+        texts: Sequence[str | tuple[str, str]],
+        lookup: Lookup[Row],
+        results: Mapping[int, Known],
+    ) -> None:
+        """Keep what a forward pass gave for the misses of a lookup."""
+        for index, known in results.items():
+            self.remember(blends[index], texts[index], known, lookup.names[index])
 
     def recall(self, blend: str, text: str | tuple[str, str]) -> Known | None:
         """What this process remembers of a text on a blend."""

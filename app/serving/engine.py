@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.cache.prediction_cache import PredictionCache
+from app.cache.prediction_cache import Known, Lookup, PredictionCache
 from app.cluster.redis_client import RedisClient
 from app.errors import BadTexts, NotFinite, PassFailed
 from app.models.bank import Bank
@@ -20,9 +20,8 @@ from app.serving.aliases import DEFAULT, Aliases
 from app.serving.background_inference import BackgroundInference
 from app.serving.batcher import Batcher
 from app.serving.blend_provider import MIXED, BlendProvider
-from app.serving.executor import ExecutorPool, Vector
+from app.serving.executor import ExecutorPool, Vector, logits_of
 from app.serving.histogram import SECONDS, Histogram
-from app.serving.prediction_lookup import PredictionLookup
 from app.serving.request_queue import RowLogits
 from app.serving.tokenizing import Tokenizing
 from app.spans import spent
@@ -148,30 +147,32 @@ class Engine:
         self.check_lengths(len(texts), len(each))
         self.check(texts)
         keys = self._keys(each)
-        known = PredictionLookup(self.predictions if cache else None, keys, texts)
-        unknown = known.unknown()
-        if unknown:
-            self.batcher.admit(len(unknown))
-        rows, tokenize = await self._tokenize({index: texts[index] for index in unknown})
-        looking = time.perf_counter()
-        spent("tokenize", looking - tokenize / 1e3, looking)
-        await known.look_up(rows)
-        spent("recall", looking)
-        rows = {index: rows[index] for index in known.unknown()}
-        parts = await self._run_unknown(rows, each, known)
-        scores = self._scores(_tempered(known.logits(), each), function)
-        self.stages["tokenize"].note(tokenize / 1e3)
-        for part in parts:
-            self.stages["queue"].note(part.scored.queue_ms / 1e3)
-            self.stages["blend"].note(part.blend_ms / 1e3)
-            self.stages["forward"].note(part.scored.forward_ms / 1e3)
+        tokenize = 0.0
+
+        async def rows_of(indices: Sequence[int]) -> dict[int, Row]:
+            nonlocal tokenize
+            rows, tokenize = await self._tokenize({index: texts[index] for index in indices})
+            return rows
+
+        predictions = self.predictions if cache else None
+        if predictions is not None:
+            found = await predictions.lookup(keys, texts, rows_of)
+        else:
+            found = Lookup({}, {}, await rows_of(range(len(texts))), {})
+        parts, fresh = await self._run_misses(found.misses, each)
+        if predictions is not None and fresh:
+            predictions.store(keys, texts, found, fresh)
+        known = found.hits | fresh
+        logits = logits_of([known[index].logits for index in range(len(texts))])
+        scores = self._scores(_tempered(logits, each), function)
+        self._note_stages(tokenize, parts)
         return Answer(
             [
-                Prediction(scores[i], each[i], known[i].tokens, known[i].truncated, cached=i in known.sources)
+                Prediction(scores[i], each[i], known[i].tokens, known[i].truncated, cached=i in found.hits)
                 for i in range(len(texts))
             ],
             keys,
-            _common([part.source for part in parts] or list(known.sources.values())),
+            _common([part.source for part in parts] or list(found.sources.values())),
             Timings(
                 queue=max((part.scored.queue_ms for part in parts), default=0.0),
                 blend=max((part.blend_ms for part in parts), default=0.0),
@@ -181,19 +182,19 @@ class Engine:
             ),
         )
 
-    async def _run_unknown(
-        self, rows: Mapping[int, Row], recipes: Sequence[Recipe], known: PredictionLookup
-    ) -> list[_Part]:
-        """Run the rows that nobody remembers, by their recipes, and have what they give remembered."""
+    async def _run_misses(
+        self, rows: Mapping[int, Row], recipes: Sequence[Recipe]
+    ) -> tuple[list[_Part], dict[int, Known]]:
+        """Run the rows that no cache knows, by their recipes."""
         if not rows:
-            return []
+            return [], {}
         by_recipe: dict[Recipe, list[int]] = {}
         for index in rows:
             by_recipe.setdefault(recipes[index].blend, []).append(index)
         logits: dict[int, bytes] = {}
         parts = await self._run(by_recipe, rows, logits)
-        known.learn(rows, logits)
-        return list(parts.values())
+        fresh = {index: Known(logits[index], len(row.ids), row.truncated) for index, row in rows.items()}
+        return list(parts.values()), fresh
 
     async def _run(
         self, by_recipe: Mapping[Recipe, list[int]], rows: Mapping[int, Row], logits: dict[int, bytes]
@@ -283,11 +284,21 @@ class Engine:
         return [keys[recipe] for recipe in recipes]
 
     async def _tokenize(self, texts: Mapping[int, Text]) -> tuple[dict[int, Row], float]:
+        """A row for each text, and the milliseconds that they took; raises `Overloaded` before any is tokenized."""
         if not texts:
             return {}, 0.0
+        self.batcher.admit(len(texts))
         started = time.perf_counter()
         rows = await self._tokenizing.rows(list(texts.values()))
+        spent("tokenize", started)
         return dict(zip(texts, rows, strict=True)), (time.perf_counter() - started) * 1e3
+
+    def _note_stages(self, tokenize_ms: float, parts: Sequence[_Part]) -> None:
+        self.stages["tokenize"].note(tokenize_ms / 1e3)
+        for part in parts:
+            self.stages["queue"].note(part.scored.queue_ms / 1e3)
+            self.stages["blend"].note(part.blend_ms / 1e3)
+            self.stages["forward"].note(part.scored.forward_ms / 1e3)
 
     def _scores(self, logits: Tensor, function: str | None) -> list[list[float]]:
         name = function or DEFAULT_FUNCTION[self.bank.problem_type]

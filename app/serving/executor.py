@@ -269,7 +269,8 @@ class ExecutorPool:
             call = asyncio.create_task(unit.lane.call("forward", rows, operands))
             late = await is_late(call, patience)
             answer = await self._hedged(unit, call, rows, operands) if late else call.result()
-        self._passes.note(answer[1], tokens)
+        if self.units > 1:
+            self._passes.note(answer[1], tokens)
         return answer
 
     async def build(
