@@ -172,7 +172,7 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     origins = by_commas(settings.cors_origins)
     tracer = tracer_of(settings)
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
-    app.state.engine = None
+    app.state.engine = app.state.predictor = None
     app.state.draining = False
     app.state.tally = request_metrics.RequestTally()
     problems.install(app)

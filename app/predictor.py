@@ -88,26 +88,30 @@ class Predictor:
         many = isinstance(recipes, list)
         given: list[Given] = recipes if isinstance(recipes, list) else [recipes]  # type: ignore[list-item]
         names = [self._experiments.behind(one) for one in given]
-        self._engine.check_lengths(len(texts), len(given) if many else None)
-        if any(name is not None for name in names):
+        is_drawn = any(name is not None for name in names)
+        draws: list[ArmDraw | None] = [None] * len(given)
+        if many or is_drawn:  # before each of them is looked at; otherwise the engine checks
+            self._engine.check_lengths(len(texts), len(given) if many else None)
+        if is_drawn:
             draws = await self._draw(names if many else names * len(texts), unit, attributes or {})
-            wanted = [
-                draw.recipe if draw else self._engine.wanted(one)
-                for draw, one in zip(draws, given if many else given * len(texts), strict=True)
-            ]
-            call = _Call(texts, _each("segments", segment, len(texts)), function, cache)
-            answer, choices = await self._predict_with_shadows(call, wanted, draws)
-            many = many or not (unit is None or isinstance(unit, str))
-            arms = [draw.assignment if draw else None for draw in draws]
-            return Inference(answer, self._labels, many, choices, arms, _automatic(wanted, many))
-        wanted = [self._engine.wanted(one) for one in given]
+            given = given if many else given * len(texts)
+        default, cookbook = self._engine.default_recipe, self._engine.cookbook
+        wanted = [
+            draw.recipe if draw else default if one is None else cookbook.wanted(one)
+            for draw, one in zip(draws, given, strict=True)
+        ]
         plain = [one for one in wanted if isinstance(one, Recipe)]
-        if len(plain) == len(wanted):
+        if not is_drawn and len(plain) == len(wanted):
             answer = await self._engine.predict(texts, plain if many else plain[0], function, cache)
             return Inference(answer, self._labels, many)
         call = _Call(texts, _each("segments", segment, len(texts)), function, cache)
-        answer, choices = await self._predict_adaptively(call, wanted if many else wanted * len(texts))
-        return Inference(answer, self._labels, many, choices, automatic=_automatic(wanted, many))
+        if not is_drawn:
+            answer, choices = await self._predict_adaptively(call, wanted if many else wanted * len(texts))
+            return Inference(answer, self._labels, many, choices, automatic=_automatic(wanted, many))
+        answer, choices = await self._predict_with_shadows(call, wanted, draws)
+        many = many or not (unit is None or isinstance(unit, str))
+        arms = [draw.assignment if draw else None for draw in draws]
+        return Inference(answer, self._labels, many, choices, arms, _automatic(wanted, many))
 
     def check(self, recipe: object) -> None:
         """Refuse an automatic recipe that no t could be chosen for; raises as `SegmentSelector.check` does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Header, Request
 
@@ -22,10 +22,13 @@ UnitHeader = Annotated[
 ]
 
 
+def loading() -> NoReturn:
+    """Refuse a request until the bank is there."""
+    raise Loading("the bank is still being loaded; /readyz tells when it is there")
+
+
 def _loaded(request: Request, name: str) -> Any:
-    if request.app.state.engine is None:
-        raise Loading("the bank is still being loaded; /readyz tells when it is there")
-    return getattr(request.app.state, name)
+    return getattr(request.app.state, name) if request.app.state.engine else loading()
 
 
 async def predictor_of(request: Request) -> Predictor:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from app.api.auth.roles import needs
 from app.api.bounded_json import BoundedRoute, json_only, read_json, write_json
-from app.api.dependencies import UNIT_HEADER, ThePredictor, UnitHeader, predictor_of
+from app.api.dependencies import UNIT_HEADER, ThePredictor, UnitHeader, loading
 from app.api.http_server.header_text import header_text
 from app.api.schemas import REFUSALS, Each, RecipeField, TextsRequest, TimingsReply
 from app.predictor import Inference
@@ -145,7 +145,7 @@ async def predict(
 async def predict_plainly(request: Request) -> Response:
     """`predict` without FastAPI's dependencies and its validation of replies, which take longer than the lookup of a
     remembered prediction."""
-    predictor = await predictor_of(request)
+    predictor = request.app.state.predictor or loading()
     body = await read_json(request, PredictRequest)
     return write_json(await predict(predictor, body, request.headers.get(UNIT_HEADER)))
 

@@ -146,6 +146,9 @@ class MemoryTier:
             self._freed.set()
         return blend
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._blends
+
     def peek(self, key: str) -> Blend | None:
         """The blend, without counting as a use."""
         return self._blends.get(key)

@@ -53,9 +53,9 @@ class Ladder:
         self.builds = 0
         self._flights: dict[str, _Flight] = {}
 
-    def holds(self, key: str) -> bool:
+    def __contains__(self, key: str) -> bool:
         """Whether the blend is in memory, or on its way there."""
-        return self.memory.peek(key) is not None or key in self._flights
+        return key in self.memory or key in self._flights
 
     def built(self, kind: str, seconds: float) -> None:
         """Tell every tier what a build of that kind takes."""

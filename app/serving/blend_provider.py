@@ -84,7 +84,7 @@ class BlendProvider:
         if key in self._members or not self._compute.mixes:
             return True
         expected = self.scheduler.expect(key, tokens)
-        if self._ladder.holds(key) or not recipe.is_linear:
+        if key in self._ladder or not recipe.is_linear:
             return True
         if not self.scheduler.pays(expected, members=len(recipe.weights)):
             return False
@@ -104,7 +104,7 @@ class BlendProvider:
             yield Weights(key, recipe, Vector(row, key), MemoryTier.name, 0.0)
             return
 
-        if not self._bank.has_members and not self._ladder.holds(key) and not await self._stored_in(key):
+        if not self._bank.has_members and key not in self._ladder and not await self._stored_in(key):
             # Known before a slot is taken: a recipe that cannot be served must not cost one that can.
             for tier in self._ladder.further:
                 await tier.wants(key, requests=1)  # so that the next pod that builds it puts it there

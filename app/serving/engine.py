@@ -129,10 +129,6 @@ class Engine:
         """The recipe of requests that name none: `@prod` if there is such an alias, else the configured one."""
         return self.cookbook.aliases.get(DEFAULT, self._default_recipe)
 
-    def wanted(self, given: object) -> Recipe | Auto:
-        """What a caller's recipe asks for, None for the default; raises as `Cookbook.wanted` does."""
-        return self.default_recipe if given is None else self.cookbook.wanted(given)
-
     async def predict(
         self, texts: Sequence[Text], recipes: Recipe | Sequence[Recipe], function: str | None = None, cache: bool = True
     ) -> Answer:
@@ -144,8 +140,7 @@ class Engine:
         """
         started = time.perf_counter()
         each = [recipes] * len(texts) if isinstance(recipes, Recipe) else list(recipes)
-        self.check_lengths(len(texts), len(each))
-        self.check(texts)
+        self.check(texts, len(each))
         keys = self._keys(each)
         tokenize = 0.0
 
@@ -215,7 +210,7 @@ class Engine:
                     scored = await self.batcher.submit(mine, weights, follows)
                 except PassFailed as error:
                     raise PassFailed(f"text {indices[error.row]}: {error}") from error
-            _check_finite(dict(zip(indices, scored.logits, strict=True)), recipe)
+                _check_finite(dict(zip(indices, scored.logits, strict=True)), recipe)
             taken = joined + scored.queue_ms / 1e3
             spent("blend", begun, joined)
             spent("queue", joined, taken)
@@ -266,8 +261,9 @@ class Engine:
         if recipes is not None and recipes != texts:
             raise BadTexts(f"{texts} texts and {recipes} recipes; a list of recipes has one for every text")
 
-    def check(self, texts: Sequence[Text]) -> None:
-        """Raises `BadTexts` for a text that cannot be read."""
+    def check(self, texts: Sequence[Text], recipes: int | None = None) -> None:
+        """Raises `BadTexts` as `check_lengths` does, and for a text that cannot be read."""
+        self.check_lengths(len(texts), recipes)
         for index, text in enumerate(texts):
             parts = [text] if isinstance(text, str) else text
             if not all(part.strip() for part in parts):

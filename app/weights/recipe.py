@@ -85,8 +85,8 @@ class Recipe:
         """What is built, cached and mixed: the same without the temperature."""
         return self if self.temperature == MICRO else replace(self, temperature=MICRO)
 
-    @property
-    def weights(self) -> dict[str, Share]:
+    @cached_property
+    def weights(self) -> Mapping[str, Share]:
         """The weight of every member that takes part, base first; they add up to 1."""
         if self.last:
             first, last = _with_base(self.t), _with_base(self.last)
@@ -122,6 +122,7 @@ class Cookbook:
         self.variants = tuple(variants)
         self.aliases: dict[str, Recipe | Auto] = {}
         self._known = lru_cache(4_096)(self._read_text)  # most requests name one of a few
+        self._known_wanted = lru_cache(4_096)(self._read_wanted)
         self.low, self.high = Decimal(repr(low)), Decimal(repr(high))
         self._temperatures = temperatures
 
@@ -139,11 +140,14 @@ class Cookbook:
         raise BadRecipe(f"a recipe is a text such as '{self._example}' or an object, not {_shown(recipe)}")
 
     def wanted(self, recipe: object) -> Recipe | Auto:
-        """What a call wants that may also want a t for each text: as `read`, or `VARIANT@auto`, `auto` and aliases of
+        """A recipe of a call that may ask for an automatic t: as `read`, or `VARIANT@auto`, `auto` and aliases of
         them."""
         recipe = bounded(recipe)
-        if names_alias(recipe):
-            return self._behind(str(recipe))
+        if isinstance(recipe, str):
+            return self._behind(recipe) if names_alias(recipe) else self._known_wanted(recipe)
+        return self._read_wanted(recipe)
+
+    def _read_wanted(self, recipe: object) -> Recipe | Auto:
         auto = automatic(recipe)
         if auto is None:
             return self.read(recipe)
