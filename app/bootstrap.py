@@ -1,38 +1,51 @@
-"""What a service stands on: its Redis, its bank without members, its device, and its worker processes."""
+"""What a service stands on: its Redis, bank, tokenizer, device, worker processes, caches, and background tasks."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+from collections.abc import Coroutine
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from redis.exceptions import RedisError
 
+from app import __version__
 from app.cache.bank_manifest_store import BankManifestStore
 from app.cache.bulk_transfer import BulkTransfer
+from app.cache.prediction_cache import PredictionCache
 from app.cache.redis_tier import BlendFormat, RedisTier
 from app.cache.sharing_rule import SharingRule
+from app.cluster.cancel import cancel_all
 from app.cluster.embedded_redis import EmbeddedRedis, find_server
-from app.cluster.redis_client import RedisCallFailed, RedisClient, connect
+from app.cluster.redis_client import AnyRedis, RedisCallFailed, RedisClient, connect
 from app.cluster.redis_url import RedisUrl
-from app.errors import BadBank, BadSettings
-from app.models.bank import Bank
+from app.errors import BadBank, BadSegments, BadSettings
+from app.models.bank import Bank, BankSpec, load_bank
 from app.models.bank_manifest import PublishedBank, read_card, write_card
 from app.models.classifier import Classifier
 from app.models.cuda_graphs import CudaGraphs
 from app.models.int8 import int8_is_fast
+from app.models.tokenizer import TextTokenizer
+from app.segments.segment_table import SegmentTable, read_table
 from app.serving.executor import ExecutorPool, ModelRunner, ThreadTransport, WorkerTransport, usable_cores
 from app.serving.memory_limits import did_not_fit, room_for_slots
 from app.serving.worker_process import ProcessTransport
 from app.settings import Settings
 from app.weights.arena import Vectors
 
+if TYPE_CHECKING:
+    from app.api.telemetry.tracing import Tracer
+
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 ENDLESS = 2**60
+CHARACTERS_A_TOKEN = 6
+"""Of English with its blanks, generously."""
 
 
 async def reach_redis(settings: Settings, resources: AsyncExitStack) -> tuple[RedisClient, BulkTransfer] | None:
@@ -181,3 +194,91 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadBank(f"TWEEN_DEVICE: {name} is asked for, but torch sees no GPU")
     return device
+
+
+async def read_bank(
+    settings: Settings, spec: BankSpec | PublishedBank, cards: BankManifestStore | None, torch_thread: Executor
+) -> Bank:
+    """The bank from its members, or the one that another pod has published."""
+    if isinstance(spec, PublishedBank):
+        return await published_bank(settings, spec, cards)
+    if settings.model_sources:
+        spec.check_sources(by_commas(settings.model_sources))
+    return await asyncio.get_running_loop().run_in_executor(torch_thread, load_bank, spec, *storage(settings))
+
+
+def tokenizer_of(settings: Settings, bank: Bank) -> TextTokenizer:
+    encoder = TextTokenizer(bank.tokenizer, bank.config, settings.max_tokens, settings.max_characters)
+    if encoder.max_characters < CHARACTERS_A_TOKEN * encoder.max_tokens:
+        log.warning(
+            "TWEEN_MAX_CHARACTERS: %d characters may be fewer than the %d tokens that are read of a text have",
+            encoder.max_characters,
+            encoder.max_tokens,
+        )
+    return encoder
+
+
+def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTable]:
+    """The t's by segment that the bank file names; other weights than they were fitted on are warned about."""
+    if isinstance(spec, PublishedBank):
+        return {}
+    tables = {}
+    for variant, file in spec.segments.items():
+        try:
+            tables[variant] = read_table(file).checked(variant, bank.variants)
+        except BadSegments as error:
+            raise BadBank(str(error)) from error
+        if tables[variant].bank != bank.fingerprint:
+            log.warning("the t's by segment of %s were fitted on other weights: %s", variant, file)
+    return tables
+
+
+def remembered(settings: Settings, bank: Bank, redis: AnyRedis | None, resources: AsyncExitStack) -> PredictionCache:
+    """Where predictions are remembered."""
+    products = "int8" if settings.cpu_int8 == "on" else "float"
+    predictions = PredictionCache(
+        redis, settings.redis_namespace, products, len(bank.labels), settings.prediction_ttl_s
+    )
+    resources.push_async_callback(predictions.close)
+    return predictions
+
+
+def tracer_of(settings: Settings) -> Tracer | None:
+    """Who traces requests; None where nobody is to. A platform may set the variable for all that runs on it, so that
+    a missing package is a warning."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from app.api.telemetry.tracing import Tracer
+    except ImportError:
+        log.warning("OTEL_EXPORTER_OTLP_ENDPOINT: no traces, OpenTelemetry is missing (pip install 'tween[otel]')")
+        return None
+    return Tracer(settings.otlp_endpoint, __version__)
+
+
+def spare_the_collector(resources: AsyncExitStack) -> None:
+    """Keep Python's garbage collector off what lives as long as the service."""
+    # What the libraries made stays, and a collector that walked it would stop the loop for a tenth of a second.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # requests leave no cycles behind: 4 % of the loop's time went into looking
+    resources.callback(gc.unfreeze)
+
+
+def by_commas(given: str) -> list[str]:
+    """What a setting lists."""
+    return [part.strip() for part in given.split(",") if part.strip()]
+
+
+def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:
+    """Have something go on in the background until the service ends."""
+    task = asyncio.create_task(_told(work))
+    resources.push_async_callback(cancel_all, [task])
+
+
+async def _told(work: Coroutine[Any, Any, None]) -> None:
+    """It is not meant to fail, so nobody waits for it: if it does, the log is where that shows."""
+    try:
+        await work
+    except Exception:
+        log.exception("%s has failed and is not done any more; restart the service", work)

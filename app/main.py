@@ -7,15 +7,14 @@ then everything but /livez answers 503.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -46,26 +45,29 @@ from app.api.http_server.http_protocol import ConnectionLimits
 from app.api.telemetry import metrics, request_metrics, request_text_log
 from app.bootstrap import (
     MIB,
+    by_commas,
     device_of,
+    meanwhile,
     publish_card,
-    published_bank,
     reach_redis,
+    read_bank,
     redis_tier,
+    remembered,
     slots_that_fit,
+    spare_the_collector,
     start_compute,
-    storage,
+    tables_of,
+    tokenizer_of,
+    tracer_of,
     workers_of,
 )
 from app.cache.bank_manifest_store import BankManifestStore
 from app.cache.memory_tier import MemoryTier
-from app.cache.prediction_cache import PredictionCache
 from app.cache.tiers import Ladder
-from app.cluster.cancel import cancel_all
 from app.cluster.document_store import DocumentStore
 from app.cluster.rate_limit_store import RateLimitStore
-from app.cluster.redis_client import AnyRedis
 from app.cluster.redis_headroom import Headroom
-from app.errors import BadBank, BadSegments, BadSettings, TweenError
+from app.errors import BadSettings, TweenError
 from app.experiments.bandit_loop import BanditLoop
 from app.experiments.events.event_ledger import EventLedger
 from app.experiments.events.ledger_store import LedgerStore
@@ -77,13 +79,11 @@ from app.experiments.known_experiments import KnownExperiments
 from app.experiments.rollout_judge import LedgerJudge
 from app.experiments.rollouts import Rollouts
 from app.experiments.sticky_assignment import StickyAssignment
-from app.models.bank import Bank, BankSpec, load_bank
+from app.models.bank import BankSpec
 from app.models.bank_manifest import PublishedBank
-from app.models.tokenizer import TextTokenizer
 from app.predictor import Predictor
 from app.segments.segment_registry import SegmentRegistry
 from app.segments.segment_selector import SegmentSelector
-from app.segments.segment_table import SegmentTable, read_table
 from app.serving.aliases import Aliases
 from app.serving.background_inference import BackgroundInference
 from app.serving.batcher import Batcher
@@ -123,10 +123,8 @@ ROUTERS = [
         metrics,
     )
 ]
-CHARACTERS_A_TOKEN = 6
-"""Of English with its blanks, generously."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-SERVED = ("engine", "sweeps", "experiments", "ledger", "rollouts", "bandits")
+SERVED = ("predictor", "engine", "sweeps", "experiments", "ledger", "rollouts", "bandits")
 """What `app.state` holds once the bank is loaded."""
 WARM_UP = ["The first pass is the slowest, and tells what a token costs on this machine."] * 8
 
@@ -169,7 +167,6 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
             on_failure(error)
 
     limits = RateLimit()
-    origins = by_commas(settings.cors_origins)
     tracer = tracer_of(settings)
     app = FastAPIOffline(title="Tween", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.engine = app.state.predictor = None
@@ -177,6 +174,14 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     app.state.tally = request_metrics.RequestTally()
     problems.install(app)
     openapi.install(app)
+    add_middleware(app, settings, limits, tracer)
+    app.state.routes = route_table.install(app, ROUTERS)
+    return app
+
+
+def add_middleware(app: FastAPI, settings: Settings, limits: RateLimit, tracer: Tracer | None) -> None:
+    """What surrounds every route; the last one added is the outermost."""
+    origins = by_commas(settings.cors_origins)
     if settings.log_texts:
         log.warning("TWEEN_LOG_TEXTS: texts of callers stand in the log")
         app.add_middleware(request_text_log.RequestTextLog)
@@ -196,26 +201,6 @@ def create_app(settings: Settings, spec: BankSpec | PublishedBank, on_failure: C
     if tracer is not None:
         app.add_middleware(tracer.around)
     app.add_middleware(middleware.RequestId)
-    app.state.routes = route_table.install(app, ROUTERS)
-    return app
-
-
-def by_commas(given: str) -> list[str]:
-    """What a setting lists."""
-    return [part.strip() for part in given.split(",") if part.strip()]
-
-
-def tracer_of(settings: Settings) -> Tracer | None:
-    """Who traces requests; None where nobody is to. A platform may set the variable for all that runs on it, so that
-    a missing package is a warning."""
-    if settings.otlp_endpoint is None:
-        return None
-    try:
-        from app.api.telemetry.tracing import Tracer
-    except ImportError:
-        log.warning("OTEL_EXPORTER_OTLP_ENDPOINT: no traces, OpenTelemetry is missing (pip install 'tween[otel]')")
-        return None
-    return Tracer(settings.otlp_endpoint, __version__)
 
 
 def create_server(settings: Settings, app: FastAPI) -> DrainServer:
@@ -239,25 +224,14 @@ async def build_engine(
     redis = reached[0].redis if reached else None
     if limits and reached:
         limits.take = RateLimitStore(reached[0], settings.redis_namespace).take
-    loop = asyncio.get_running_loop()
     cards = BankManifestStore(reached[0], settings.redis_namespace, settings.blend_ttl_s) if reached else None
-    if isinstance(spec, BankSpec):
-        if settings.model_sources:
-            spec.check_sources([place.strip() for place in settings.model_sources.split(",")])
-        bank = await loop.run_in_executor(torch_thread, load_bank, spec, *storage(settings))
-    else:
-        bank = await published_bank(settings, spec, cards)
+    bank = await read_bank(settings, spec, cards, torch_thread)
     classes = bank.problem_type != "regression"
     cookbook = Cookbook(bank.variants, settings.t_low, settings.t_high, temperatures=classes)
-    encoder = TextTokenizer(bank.tokenizer, bank.config, settings.max_tokens, settings.max_characters)
-    if encoder.max_characters < CHARACTERS_A_TOKEN * encoder.max_tokens:
-        log.warning(
-            "TWEEN_MAX_CHARACTERS: %d characters may be fewer than the %d tokens that are read of a text have",
-            encoder.max_characters,
-            encoder.max_tokens,
-        )
+    encoder = tokenizer_of(settings, bank)
     tokenizing = Tokenizing(encoder, tokenize_thread)
 
+    loop = asyncio.get_running_loop()
     slots, asked = await loop.run_in_executor(torch_thread, slots_that_fit, settings, bank)
     compute = await start_compute(settings, bank, slots, torch_thread, resources)
     weights = {BASE: 0.5, bank.variants[0]: 0.5} if bank.variants else {BASE: 1.0}
@@ -292,11 +266,7 @@ async def build_engine(
     )
     if cards and settings.redis_url:  # in a private Redis nobody would look for it
         meanwhile(publish_card(bank, cards, torch_thread), resources)
-    # What the libraries made stays, and a collector that walked it would stop the loop for a tenth of a second.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)  # requests leave no cycles behind: 4 % of the loop's time went into looking
-    resources.callback(gc.unfreeze)
+    spare_the_collector(resources)
     log.info("ready: %d variants on %s, fingerprint %s", len(bank.variants), bank.device, bank.fingerprint[:16])
     return engine
 
@@ -380,21 +350,6 @@ async def start_experiments(
     return experiments, ledger, rollouts, bandits
 
 
-def tables_of(spec: BankSpec | PublishedBank, bank: Bank) -> dict[str, SegmentTable]:
-    """The t's by segment that the bank file names; other weights than they were fitted on are warned about."""
-    if isinstance(spec, PublishedBank):
-        return {}
-    tables = {}
-    for variant, file in spec.segments.items():
-        try:
-            tables[variant] = read_table(file).checked(variant, bank.variants)
-        except BadSegments as error:
-            raise BadBank(str(error)) from error
-        if tables[variant].bank != bank.fingerprint:
-            log.warning("the t's by segment of %s were fitted on other weights: %s", variant, file)
-    return tables
-
-
 async def open_ledger(
     settings: Settings,
     engine: Engine,
@@ -422,27 +377,3 @@ async def open_ledger(
     await ledger.start()
     experiments.ledger = ledger
     return ledger
-
-
-def meanwhile(work: Coroutine[Any, Any, None], resources: AsyncExitStack) -> None:
-    """Have something go on in the background until the service ends."""
-    task = asyncio.create_task(_told(work))
-    resources.push_async_callback(cancel_all, [task])
-
-
-async def _told(work: Coroutine[Any, Any, None]) -> None:
-    """It is not meant to fail, so nobody waits for it: if it does, the log is where that shows."""
-    try:
-        await work
-    except Exception:
-        log.exception("%s has failed and is not done any more; restart the service", work)
-
-
-def remembered(settings: Settings, bank: Bank, redis: AnyRedis | None, resources: AsyncExitStack) -> PredictionCache:
-    """Where predictions are remembered."""
-    products = "int8" if settings.cpu_int8 == "on" else "float"
-    predictions = PredictionCache(
-        redis, settings.redis_namespace, products, len(bank.labels), settings.prediction_ttl_s
-    )
-    resources.push_async_callback(predictions.close)
-    return predictions

@@ -13,8 +13,8 @@ import torch
 from conftest import Service
 from test_http import predict, problem
 
+from app.bootstrap import tables_of
 from app.errors import BadBank
-from app.main import tables_of
 from app.models.bank import Bank, BankSpec
 from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_of
 from app.segments.segment_table import SegmentTable, Setting

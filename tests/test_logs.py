@@ -22,7 +22,7 @@ from servers import free_port, until
 
 from app.api.telemetry import logs
 from app.api.telemetry.logs import FORMATTERS, REQUEST_ID, Json, Unhurried
-from app.main import meanwhile
+from app.bootstrap import meanwhile
 from app.models.bank import BankSpec
 
 CANARY = "canary text of a customer"

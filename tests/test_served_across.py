@@ -18,9 +18,9 @@ from servers import until
 from test_http import predict, problem
 from test_live_tables import table_at
 
+from app.bootstrap import tables_of
 from app.cli.segments_command import add_segments, run_segments
 from app.errors import BadBank, BadSegments
-from app.main import tables_of
 from app.models.bank import Bank, BankSpec
 from app.segments.segment_classifier import BUCKETS, SegmentClassifier, buckets_of
 from app.segments.segment_table import SegmentTable, Setting, table_of
