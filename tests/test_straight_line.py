@@ -20,7 +20,7 @@ MIDDLEWARE = (f"{APP}api/http_server/", f"{APP}api/telemetry/")
 MOST_FILES = 20
 MOST_CHANGES = 15
 ROUTE, REPLY = "predict_plainly", "write_json"
-TRIES = 5
+TRIES = 8
 """Requests that are traced; a loop in the background may tick during one of them."""
 
 

@@ -68,7 +68,7 @@ class Ladder:
     ) -> AsyncIterator[BlendPin]:
         """The blend of that key, pinned while the context is open. `build` fills a slot (P,) on a miss."""
         blend = self.memory.pin(key)
-        if blend:
+        if blend and time.monotonic() >= blend.next_offer:
             self.writer.offer(blend)
         lease = BlendPin(blend, self.memory.name, 0.0) if blend else await self._join(key, recipe, build, kind)
         try:
