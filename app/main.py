@@ -73,11 +73,10 @@ from app.experiments.events.event_ledger import EventLedger
 from app.experiments.events.ledger_store import LedgerStore
 from app.experiments.events.null_ledger import NullLedger
 from app.experiments.events.spool import Spool, default_folder
-from app.experiments.experiment_file import read_experiments
+from app.experiments.experiment import read_experiments
 from app.experiments.experiment_registry import ExperimentRegistry
 from app.experiments.known_experiments import KnownExperiments
-from app.experiments.rollout_judge import LedgerJudge
-from app.experiments.rollouts import Rollouts
+from app.experiments.rollouts import LedgerJudge, Rollouts
 from app.experiments.sticky_assignment import StickyAssignment
 from app.models.bank import BankSpec
 from app.models.bank_manifest import PublishedBank

@@ -19,9 +19,8 @@ from app.cluster.redis_headroom import Headroom
 from app.cluster.redis_url import RedisUrl
 from app.errors import RedisUnavailable
 from app.experiments.events.aggregates import ArmSums, Day, Moments, PhaseSums
-from app.experiments.events.event import Outcome
+from app.experiments.events.event import Exposure, Outcome
 from app.experiments.events.event_ledger import EventLedger
-from app.experiments.events.exposure import Exposure
 from app.experiments.events.ledger_store import LedgerStore
 from app.experiments.events.spool import Spool
 from app.experiments.experiment import Experiment

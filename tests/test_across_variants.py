@@ -19,7 +19,7 @@ from app.errors import BadData, UnknownVariant
 from app.models.bank import Bank
 from app.segments.fit.evaluate_gain import SegmentFindings, judged
 from app.segments.fit.fit_across_variants import AcrossVariants, FittedAcross, mixed, shares_of
-from app.segments.fit.segment_texts import SegmentTexts
+from app.segments.fit.fit_one_line import SegmentTexts
 from app.segments.fit.segments_report import segments_of, text_of, write
 from app.segments.segment_table import Setting, read_table
 from app.sweep.data.dataset import Dataset

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from app.models import operands, packed_forward
-from app.models.attention import Grid
 from app.models.bank import Bank, BankSpec, load_bank
 from app.models.checkpoint import Source
 from app.models.classifier import Classifier, Mix
 from app.models.operands import FixedOperands
+from app.models.packed_forward import Grid
 from app.models.tokenizer import TextTokenizer
 from app.weights.methods import METHODS
 from app.weights.recipe import Cookbook

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.demo import corpus, encoder
+from app.demo import build, corpus
 from app.demo.build import demo_bank
 from app.demo.table import GRID, scores_along_t
 from app.errors import BadBank
@@ -49,12 +49,12 @@ def test_texts_start_in_many_ways() -> None:
 
 
 def test_an_encoder_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "_from_hub", lambda: None)
-    folder = tmp_path / "encoder" / encoder.WHEEL_FOLDER
+    monkeypatch.setattr(build, "_from_hub", lambda: None)
+    folder = tmp_path / "encoder" / build.WHEEL_FOLDER
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"something else")
     with pytest.raises(BadBank, match="has sha256 .* it is not used"):
-        encoder.encoder_folder(tmp_path)
+        build.encoder_folder(tmp_path)
 
 
 @pytest.fixture(scope="module")

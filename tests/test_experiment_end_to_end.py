@@ -22,8 +22,7 @@ import pytest
 from servers import free_port, server, until
 
 from app.cli.simulate_command import table
-from app.experiments.customers import Planted
-from app.experiments.simulator import Simulation
+from app.experiments.simulator import Planted, Simulation
 from app.experiments.stats.report_schema import Report
 
 ROOT = Path(__file__).parent.parent

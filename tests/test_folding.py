@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import NAME, SHARES, START, TONE, expected, same, traffic
 
+from app.experiments.events.aggregates import read_sums, read_uncounted
 from app.experiments.events.aggregation import MOST_OUTCOMES, UnitRecord, fold
-from app.experiments.events.event import Event, Outcome, outcome_id
-from app.experiments.events.exposure import Exposure
-from app.experiments.events.stored_aggregates import read_sums, read_uncounted
+from app.experiments.events.event import Event, Exposure, Outcome, outcome_id
 
 
 def folded(events: list[Exposure | Outcome], pieces: random.Random) -> dict[str, float]:

@@ -20,8 +20,7 @@ from servers import Server, cluster, line_to, server
 from app.errors import RedisUnavailable, SpoolFull, UnknownMetric
 from app.experiments.events import event_ledger as module
 from app.experiments.events.aggregation import MOST_OUTCOMES
-from app.experiments.events.event import Event, Outcome
-from app.experiments.events.exposure import Exposure
+from app.experiments.events.event import Event, Exposure, Outcome
 
 pytestmark = pytest.mark.patient("a call that a busy machine delays must not count as Redis away")
 

@@ -21,7 +21,7 @@ from app.api.auth.same_origin import SameOrigin
 from app.api.http_server.drain_server import FINISH_SECONDS
 from app.bootstrap import by_commas
 from app.cluster.embedded_redis import find_server
-from app.experiments.experiment_file import read_experiments
+from app.experiments.experiment import read_experiments
 from app.main import create_app
 from app.models.bank import BankSpec
 from app.settings import Settings, variable

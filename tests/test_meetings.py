@@ -15,7 +15,7 @@ from test_aliases import slow_builds
 from test_experiments import ARMS, definition, detail, put, step
 
 from app.experiments.assignment import assign
-from app.experiments.events.exposure import Exposure
+from app.experiments.events.event import Exposure
 from app.experiments.experiment import Experiment
 from app.models.bank import BankSpec
 

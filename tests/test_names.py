@@ -26,8 +26,7 @@ from app.api.auth.api_keys import new_key
 from app.api.http_server.header_text import header_text
 from app.errors import BadBank, BadExperiment, BadHeader, UnknownVariant
 from app.experiments.assignment import u
-from app.experiments.experiment import Experiment
-from app.experiments.experiment_file import check_name
+from app.experiments.experiment import Experiment, check_name
 from app.models.bank import BankSpec
 from app.names import MAX_NAME, is_name, nfc
 from app.segments.segment_table import table_of

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import chi2
 
 from app.experiments.events.aggregates import Moments
-from app.experiments.stats import estimators, multiplicity, power, sample_ratio, sequential_tests
+from app.experiments.stats import comparisons, estimators, power, sample_ratio, sequential_tests
 from app.experiments.stats.estimators import Estimate
 from app.experiments.stats.regression import RegressionCell, dose_rows, fit
 
@@ -131,7 +131,7 @@ def test_the_chi_square_of_a_split(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", STATSMODELS["holm"], ids=lambda case: str(case["p"]))
 def test_holm(case: dict[str, Any]) -> None:
-    assert multiplicity.holm(case["p"]) == pytest.approx(case["adjusted"])
+    assert comparisons.holm(case["p"]) == pytest.approx(case["adjusted"])
 
 
 @pytest.mark.parametrize("case", STATSMODELS["power"], ids=lambda case: str(case["effect"]))

@@ -14,7 +14,7 @@ from synthetic import LINE, Synthetic, drawn
 from app.sweep.build_result import findings
 from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore
 from app.sweep.one_line import sweep
-from app.sweep.report import ramp_plot, sweep_report
+from app.sweep.report import plots, sweep_report
 from app.sweep.sweep_result import Ramp, RampPoint, SweepResult, Value
 from app.sweep.sweep_spec import SweepSpec
 
@@ -54,7 +54,7 @@ def found() -> SweepResult:
 
 def test_the_first_layer_runs_across_and_the_last_one_up(found: SweepResult) -> None:
     assert found.ramp is not None
-    surface = ramp_plot._figure(found, found.ramp).axes[0]
+    surface = plots._figure(found, found.ramp).axes[0]
     assert surface.get_xlabel() == "t in the first layer   (0 is base, 1 is finance)"
     assert surface.get_ylabel() == "t in the last layer"
     [cells] = [drawn for drawn in surface.collections if isinstance(drawn, QuadMesh)]
@@ -69,7 +69,7 @@ def test_the_first_layer_runs_across_and_the_last_one_up(found: SweepResult) -> 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.05, 1.4), (0.0, 0.0), (-3.0, 0.2)])
 def test_shades_change_colour_at_zero_and_reach_over_all_values(low: float, high: float) -> None:
-    colors, norm, bounds = ramp_plot._shades(low, high, 0.001)
+    colors, norm, bounds = plots._shades(low, high, 0.001)
     assert bounds == sorted(bounds) and bounds[0] <= low and high <= bounds[-1] and colors.N == len(bounds) - 1
     better, worse = (colors(norm(value)) for value in (-0.0005, 0.0005))
     assert better[0] > better[2], "the faintest orange"

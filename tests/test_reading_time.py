@@ -18,8 +18,7 @@ from app.api.http_server.deadline_middleware import read as read_deadline
 from app.api.http_server.middleware import SANE_ID
 from app.errors import TweenError
 from app.experiments.assignment import check_unit
-from app.experiments.experiment import Experiment
-from app.experiments.experiment_file import check_name
+from app.experiments.experiment import Experiment, check_name
 from app.segments.segment_classifier import buckets_of
 from app.segments.segment_table import table_of
 from app.sweep.data.dataset import Columns, dataset_of

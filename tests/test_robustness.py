@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from app.models.bank import BankSpec
 from app.sweep.data.dataset import Dataset
 from app.sweep.diagnostics.fgsm import FastGradient
-from app.sweep.diagnostics.perturbations import PERTURBATIONS, dropped_word, perturbed, spaces, typos
-from app.sweep.diagnostics.robustness import ATTACK, robustness
+from app.sweep.diagnostics.robustness import ATTACK, PERTURBATIONS, dropped_word, perturbed, robustness, spaces, typos
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider
 from app.sweep.logits.logit_cache import LogitCache, MemoryLogitStore

@@ -20,8 +20,8 @@ from test_meetings import Book, predict
 
 from app.cluster import leader_loop
 from app.errors import RedisUnavailable
+from app.experiments.events.event import Exposure
 from app.experiments.events.event_ledger import EventLedger
-from app.experiments.events.exposure import Exposure
 from app.experiments.rollout import Evidence, RolloutPlan
 from app.models.bank import BankSpec
 

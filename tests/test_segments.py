@@ -17,9 +17,8 @@ from app.cli.segments_command import add_segments, run_segments
 from app.errors import BadData, BadSegments
 from app.models.bank import Bank
 from app.segments.fit.evaluate_gain import fit_table, judged
-from app.segments.fit.fit_one_line import Segmented
+from app.segments.fit.fit_one_line import Segmented, SegmentTexts
 from app.segments.fit.partial_pooling import pooled_settings
-from app.segments.fit.segment_texts import SegmentTexts
 from app.segments.fit.segments_report import text_of, write
 from app.segments.segment_classifier import buckets_of
 from app.segments.segment_table import SegmentTable, read_table, table_of

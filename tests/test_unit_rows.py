@@ -9,9 +9,8 @@ from ledgers import NAME, START, TONE
 from pyarrow import parquet
 
 from app.experiments.events.aggregation import UnitRecord, fold
-from app.experiments.events.event import Event, Outcome
+from app.experiments.events.event import Event, Exposure, Outcome
 from app.experiments.events.export_rows import FORMATS
-from app.experiments.events.exposure import Exposure
 
 
 async def records() -> AsyncIterator[tuple[str, UnitRecord]]:

@@ -22,8 +22,7 @@ from app.cluster.redis_headroom import FOLDED, PREDICTIONS, SENT, Headroom
 from app.cluster.redis_url import RedisUrl
 from app.experiments.events import event_ledger as module
 from app.experiments.events import unmet_units
-from app.experiments.events.event import Outcome
-from app.experiments.events.exposure import Exposure
+from app.experiments.events.event import Exposure, Outcome
 from app.experiments.events.ledger_store import LedgerStore
 from app.models.bank import BankSpec
 

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 from app.client_key import with_key
 from app.errors import BadExperiment
-from app.experiments.experiment_file import read_experiments
+from app.experiments.experiment import read_experiments
 
 SERVER = "http://127.0.0.1:8000"
 TIMEOUT = 30.0

@@ -16,7 +16,7 @@ from app.weights.arena import BASE
 
 if TYPE_CHECKING:
     from app.segments.fit.evaluate_gain import SegmentFindings
-    from app.segments.fit.segment_texts import SegmentTexts
+    from app.segments.fit.fit_one_line import SegmentTexts
     from app.segments.segment_table import SegmentTable
     from app.sweep.logits.local_provider import LocalProvider
     from app.sweep.logits.logit_curve import LogitCurve
@@ -57,7 +57,7 @@ def add_segments(command: argparse.ArgumentParser) -> None:
 
 def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
     """Fit, judge on held-out texts, print the answer, write the folder."""
-    from app.segments.fit.segment_texts import SegmentTexts
+    from app.segments.fit.fit_one_line import SegmentTexts
     from app.segments.fit.segments_report import text_of, write
     from app.sweep.logits.line import Line
     from app.sweep.logits.logit_cache import FolderLogitStore, LogitCache

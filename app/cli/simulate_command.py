@@ -9,8 +9,7 @@ from math import inf
 from typing import Any
 
 from app.errors import SimulationFailed
-from app.experiments.customers import Planted
-from app.experiments.simulator import Simulation
+from app.experiments.simulator import Planted, Simulation
 
 SERVER = "http://127.0.0.1:8000"
 PATIENCE = 60.0

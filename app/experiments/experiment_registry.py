@@ -22,9 +22,8 @@ from app.cluster.precondition import Expected
 from app.cluster.replicated import Change, Replicated
 from app.errors import BadExperiment, ExperimentConflict, RedisUnavailable, TweenError, UnknownExperiment
 from app.experiments.assignment import Assignment, assign
-from app.experiments.events.exposure import Exposure, Ledger
-from app.experiments.experiment import Arm, Experiment, Status
-from app.experiments.experiment_file import check_name, digest
+from app.experiments.events.event import Exposure, Ledger
+from app.experiments.experiment import Arm, Experiment, Status, check_name, digest
 from app.experiments.record import Record
 from app.experiments.rollout import OWN
 from app.experiments.sticky_assignment import StickyAssignment

@@ -28,7 +28,7 @@ from app.models.architectures import architecture_of
 from app.models.checkpoint import Checkpoint, Source, read_checkpoint, read_head
 from app.models.configuration import problem_type, read_config
 from app.models.network import Network, output_layer
-from app.models.token_range import check_token_ids
+from app.models.tokenizer import check_token_ids
 from app.names import MAX_NAME, is_name, nfc
 from app.weights import geometry
 from app.weights.arena import BASE, Arena

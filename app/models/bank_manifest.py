@@ -25,7 +25,7 @@ from app.models.architectures import architecture_of
 from app.models.bank import Bank
 from app.models.configuration import SERVED, config_of
 from app.models.network import Network
-from app.models.token_range import check_token_ids
+from app.models.tokenizer import check_token_ids
 from app.weights.arena import Arena
 from app.weights.layout import Layout
 

@@ -147,3 +147,35 @@ def _longest(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> in
         # Their positions count from the padding index + 1, so the table has that many rows fewer to give.
         positions -= config.pad_token_id + 1
     return min(positions, tokenizer.model_max_length)
+
+
+def check_token_ids(member: str, tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> None:
+    """Check that the embedding has a row for every token and pair type of the tokenizer; raises `BadBank`.
+
+    A token beyond the table would fail the pass of every text in its batch; on a GPU it is an assertion in a kernel,
+    after which the process can compute nothing. So loading a bank checks it.
+    """
+    numbers = dict(tokenizer.get_vocab())
+    pair = _plain(tokenizer).encode("a", "a")
+    # A template may insert special tokens by numbers that stand in no vocabulary.
+    numbers |= {token: id for token, id in zip(pair.tokens, pair.ids, strict=True) if numbers.get(token) != id}
+    token, highest = max(numbers.items(), key=lambda item: item[1])
+    if highest >= config.vocab_size:
+        raise BadBank(
+            f"{member}: its tokenizer gives {token[:60]!r} the number {highest}, and its embedding has rows 0 to "
+            f"{config.vocab_size - 1}; resize the embedding (resize_token_embeddings) and save both again"
+        )
+    types = getattr(config, "type_vocab_size", 0)
+    if types and "token_type_ids" in tokenizer.model_input_names and max(pair.type_ids) >= types:
+        raise BadBank(
+            f"{member}: its tokenizer gives a part of a pair the type {max(pair.type_ids)}, and its embedding has "
+            f"types 0 to {types - 1}"
+        )
+
+
+def _plain(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy that neither pads nor cuts."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    return plain

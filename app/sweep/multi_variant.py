@@ -19,9 +19,9 @@ from scipy.stats import qmc
 
 from app.errors import BadData
 from app.sweep.choose_t import interval
-from app.sweep.logits.interpolation import Interpolation
 from app.sweep.logits.line import Line
 from app.sweep.logits.logit_cache import LogitCache
+from app.sweep.logits.logit_curve import Interpolation
 from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.sweep.one_line import choice_of
 from app.sweep.sweep_result import Direction, Value

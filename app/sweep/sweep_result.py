@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.sweep.choose_t import McNemar
-from app.sweep.logits.interpolation import Check
+from app.sweep.logits.logit_curve import Check
 from app.sweep.metrics_of_t import Bin
 
 Against = Literal["start", "end", "baseline"]

@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from app.demo.build import cache_folder
+from app.demo.build import cache_folder, encoder_folder
 from app.demo.corpus import LABELS, Example
-from app.demo.encoder import encoder_folder
 from app.demo.training import TrainingPlan, fine_tune
 from app.models.checkpoint import read_tokenizer
 

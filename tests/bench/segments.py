@@ -21,8 +21,7 @@ from app.models.bank import BankSpec
 from app.segments.fit import fit_across_variants, fit_one_line
 from app.segments.fit.evaluate_gain import Gain, gains_of
 from app.segments.fit.fit_across_variants import AcrossVariants
-from app.segments.fit.fit_one_line import Segmented
-from app.segments.fit.segment_texts import SegmentTexts
+from app.segments.fit.fit_one_line import Segmented, SegmentTexts
 from app.sweep.data.dataset import Columns, dataset_of
 from app.sweep.logits.line import Line
 from app.sweep.logits.local_provider import LocalProvider

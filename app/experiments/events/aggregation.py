@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from app.experiments.events.event import Event, Outcome
-from app.experiments.events.exposure import Exposure
+from app.experiments.events.event import Event, Exposure, Outcome
 from app.experiments.experiment import Experiment
 
 MOST_OUTCOMES = 1_000
@@ -36,7 +35,7 @@ UNCOUNTED = "0/-/uncounted"
 Why = Literal["not met", "before exposure", "after window", "too many"]
 
 Sums = dict[str, float]
-"""By path, such as `1/warm/units`; what the paths mean is in `stored_aggregates.py`."""
+"""By path, such as `1/warm/units`; what the paths mean is in `aggregates.py`."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""What happens in an experiment, as it is written down: exposures and outcomes, each a line of JSON.
+"""Events of an experiment: exposures and outcomes, each one line of JSON.
 
-A pod writes an event to its spool, sends it to Redis, and some pod folds it into sums. On its way it may be written,
-sent and delivered several times; its mark, which follows from its id, has it counted once.
+A pod writes an event to its spool and sends it to Redis, where one pod aggregates it. An event may be written, sent and
+delivered several times; the idempotency key made from its id has it counted exactly once.
 """
 
 from __future__ import annotations
@@ -10,10 +10,38 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
 
-from app.experiments.events.exposure import Exposure
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """A unit was served a prediction by an arm of an experiment, and which arm could have mattered."""
+
+    id: str
+    """Unique; a repeated exposure has the same id."""
+    experiment: str
+    phase: int
+    arm: str
+    unit: str
+    at: float
+    """When it was served, seconds since 1970."""
+    propensity: float
+    """The probability with which such a unit gets this arm; never 0."""
+    agreed: dict[str, bool] = field(default_factory=dict)
+    """By shadow arm: whether it gave the label that was shown."""
+    covariate: float | None = None
+    """The base's own confidence in this text, 0 to 1, which no arm can have changed; None if unknown."""
+    latency_ms: float = 0.0
+    """From the request's arrival at the engine to its predictions."""
+
+
+class Ledger(Protocol):
+    """Where exposures go."""
+
+    def expose(self, exposure: Exposure) -> None:
+        """Take note of it; never waits and never fails."""
+
 
 MARK_BYTES = 9
 """72 bits: among a hundred million events, two share a mark with a probability of one in a million."""

@@ -27,13 +27,11 @@ from app.cluster.cancel import cancel_all
 from app.cluster.redis_client import FAULTS
 from app.cluster.redis_headroom import FOLDED, SENT, Headroom
 from app.errors import ExperimentConflict, RedisUnavailable, SpoolFull, UnknownMetric
-from app.experiments.events.aggregates import PhaseSums
+from app.experiments.events.aggregates import PhaseSums, read_sums, read_uncounted
 from app.experiments.events.aggregation import UNCOUNTED, UnitRecord, Why, contribution, fold
-from app.experiments.events.event import Event, Outcome
-from app.experiments.events.exposure import Exposure
+from app.experiments.events.event import Event, Exposure, Outcome
 from app.experiments.events.ledger_store import PERIOD, LedgerStore, LedgerTransaction, period_of
 from app.experiments.events.spool import Segment, Spool
-from app.experiments.events.stored_aggregates import read_sums, read_uncounted
 from app.experiments.events.unmet_units import Admitted, Unmet, waits
 from app.experiments.experiment import Experiment
 

@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from app.errors import RedisUnavailable
 from app.experiments.events.aggregates import PhaseSums
 from app.experiments.events.aggregation import UnitRecord
-from app.experiments.events.event import Outcome
-from app.experiments.events.exposure import Exposure
+from app.experiments.events.event import Exposure, Outcome
 from app.experiments.events.unmet_units import Admitted
 from app.experiments.experiment import Experiment
 

@@ -2,7 +2,7 @@
 
 The deciding metric of an experiment with a planned end gets the group-sequential test; everything else (no planned end,
 guardrails, secondary metrics) a confidence sequence. The fixed-horizon test stands beside both, labelled as such.
-Phases are compared apart, and put together as strata.
+Phases are compared apart, and put together as strata. Holm's method corrects for multiple comparisons.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from app.experiments.stats.estimators import (
     strata,
     varied,
 )
-from app.experiments.stats.multiplicity import holm
 from app.experiments.stats.protocol import Amendment
 from app.experiments.stats.regression import RegressionCell
 from app.experiments.stats.report_schema import (
@@ -43,6 +42,19 @@ from app.experiments.stats.report_schema import (
 )
 from app.experiments.stats.report_summary import ENOUGH, dose_sentence
 from app.experiments.stats.sequential_tests import ALPHA, TUNED_FOR, bounds, sequence_critical, sequence_p
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979), which keep the chance of any false finding at alpha.
+
+    The i-th smallest p times (m - i + 1), never below a smaller one's, at most 1.
+    """
+    adjusted, highest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = highest
+    return adjusted
+
 
 ENOUGH_OF_EACH = 10
 """Units of both arms together with, and without, a binary outcome below which nothing is decided."""

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.segments.fit.fit_classifier import router_of
-from app.segments.fit.fit_one_line import Segmented
-from app.segments.fit.segment_texts import SegmentTexts, Weights
+from app.segments.fit.fit_one_line import Segmented, SegmentTexts, Weights
 from app.segments.segment_table import SegmentTable, Setting
 from app.sweep.choose_t import interval
 from app.sweep.data.cv_splits import FOLDS, splits

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from app.segments.fit.fit_classifier import router_of
-from app.segments.fit.fit_one_line import Losses, Segmented, interval_of, temperatures_around
+from app.segments.fit.fit_one_line import Losses, Segmented, SegmentTexts, Weights, interval_of, temperatures_around
 from app.segments.fit.partial_pooling import PartialPooling, pooled_settings
-from app.segments.fit.segment_texts import SegmentTexts, Weights
 from app.segments.segment_table import SegmentTable, Setting
 from app.sweep.scorer import ScoreSource
 from app.weights.arena import BASE

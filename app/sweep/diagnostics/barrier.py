@@ -1,10 +1,10 @@
-"""Whether two recipes can be blended at all: the loss along the line between them, against the chord between its ends.
+"""Loss barrier between two recipes: the loss along their line, above the chord between its ends.
 
     B = max over t of  L(theta(t)) - ((1 - t) L(theta_start) + t L(theta_end))
 
 (Frankle et al., arXiv 1912.05671, who call two networks connected if the error rises by less than 2 %.) Fine-tunes of
 one base usually are. Its fine-tunes towards *different* tasks may not be (Juneja et al., arXiv 2205.12411), and models
-of different ancestry are not. Without labels, the answers of the ends' mean probabilities stand in for them.
+of different ancestry are not. Without labels, the likeliest label by the ends' mean probabilities serves as the label.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from scipy.special import softmax
 from app.sweep.choose_t import interval
 from app.sweep.data.dataset import Dataset
 from app.sweep.data.weighted_pool import DRAWS, WeightedPool
-from app.sweep.logits.interpolation import Check
 from app.sweep.logits.line import Line
 from app.sweep.logits.logit_cache import LogitCache
-from app.sweep.logits.logit_curve import LogitCurve
+from app.sweep.logits.logit_curve import Check, LogitCurve
 from app.sweep.metrics_of_t import METRICS, ScoredTexts
 from app.sweep.sweep_result import Value
 
 TOLERATED = 0.02
-"""Rise of the error over the chord that still counts as connected."""
+"""Largest rise of the error above the chord that counts as connected."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Barrier:
 
 
 def barrier(line: Line, dataset: Dataset, passes: LogitCache, draws: int = DRAWS, seed: int = 0) -> Barrier:
-    """Measure it; as few passes as a sweep costs."""
+    """Measure the barrier with as few passes as a sweep."""
     curve = LogitCurve(line, [dataset.texts], passes)
     labelled = dataset.labels is not None
     if not labelled:

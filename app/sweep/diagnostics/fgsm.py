@@ -1,9 +1,9 @@
-"""One step of the fast gradient method on the input embeddings of a blend.
+"""Fast gradient method (FGSM): one step on the input embeddings of a blend.
 
     r = epsilon |E| g / |g|     with E (L, H) a text's embeddings and g the gradient of its loss there
 
 (Miyato et al., arXiv 1605.07725, with the step measured in lengths of the text's own embeddings.) A hook adds r behind
-the embedding table, so that it works for every architecture, and only r needs a gradient.
+the embedding table, which works for every architecture, and only r needs a gradient.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _behind(model: PreTrainedModel, hook: Hook) -> Iterator[None]:
 
 
 class FastGradient:
-    """An attack that knows the weights; see `robustness.Attack`."""
+    """A white-box attack (FGSM); see `robustness.Attack`."""
 
     def __init__(self, provider: LocalProvider, epsilon: float = EPSILON) -> None:
         self._provider = provider

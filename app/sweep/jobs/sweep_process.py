@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from app.blocked_signals import sigterm_blocked
 from app.errors import TweenError
 from app.sweep.logits.logit_cache import Asked, LogitCache, MemoryLogitStore
-from app.sweep.report import ramp_plot, sweep_report
+from app.sweep.report import plots, sweep_report
 from app.sweep.run import run_sweep
 from app.sweep.sweep_result import SweepResult
 from app.sweep.sweep_spec import BankFacts, SweepOrder, spec_from
@@ -34,7 +34,7 @@ from app.weights.recipe import Recipe
 NICE = 10
 """Beside a process that never rests, a tenth of a core is left: predictions hardly notice, and sweeps still end."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-PLOT, RAMP, RELIABILITY = "curve.svg", ramp_plot.SVG, "reliability.svg"
+PLOT, RAMP, RELIABILITY = "curve.svg", plots.RAMP_SVG, "reliability.svg"
 FILES = (sweep_report.JSON, sweep_report.CSV, sweep_report.HTML, PLOT, RAMP, RELIABILITY)
 
 

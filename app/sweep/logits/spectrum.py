@@ -1,6 +1,6 @@
 """What a service answers to a few texts all along a line: true passes at the nodes, and polynomials between them.
 
-The passes of all nodes ride one batch of the engine, and what it remembers costs none. See `interpolation.py` for why a
+The passes of all nodes ride one batch of the engine, and what it remembers costs none. See `logit_curve.py` for why a
 polynomial through logits may stand for the blends between.
 """
 
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from app.errors import BadRecipe, BadTexts
 from app.models.tokenizer import Text
 from app.serving.engine import DEFAULT_FUNCTION, FUNCTIONS, Answer, Engine
-from app.sweep.logits.interpolation import Check, checked
 from app.sweep.logits.line import Line
-from app.sweep.logits.logit_curve import CHECK, NODES, polynomial
+from app.sweep.logits.logit_curve import CHECK, NODES, Check, checked, polynomial
 
 MAX_NUMBERS = 100_000
 """Scores in one answer: writing more of them as JSON would keep other requests waiting."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from app.sweep.metrics_of_t import METRICS
-from app.sweep.report import plots, ramp_plot
+from app.sweep.report import plots
 from app.sweep.report.summary import difference, margin_of, shown, span_of
 from app.sweep.sweep_result import GuardResult, MeasuredBlend, SweepResult, Value
 
@@ -28,7 +28,7 @@ def write(found: SweepResult, folder: Path) -> None:
     (folder / JSON).write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _write_csv(found, folder / CSV)
     plots.draw(found, folder)
-    ramp_plot.draw(found, folder)
+    plots.draw_ramp(found, folder)
     (folder / HTML).write_text(_page(found, folder), encoding="utf-8")
 
 
@@ -130,7 +130,7 @@ def _inline(path: Path) -> str:
 
 def _drawn_ramp(folder: Path) -> str:
     return (
-        f"<section><h2>One t in the first layer, another in the last</h2>{_inline(folder / ramp_plot.SVG)}"
+        f"<section><h2>One t in the first layer, another in the last</h2>{_inline(folder / plots.RAMP_SVG)}"
         '<p class="about">Every pair is judged at the temperature that fits it. What is told of the best ramp is of '
         "its own blend; the cells are a surface through the logits of those that were run.</p></section>"
     )
