@@ -93,7 +93,10 @@ def run_segments(options: argparse.Namespace, load: Load, store: Path) -> int:
 
 
 def variants_to_choose_from(options: argparse.Namespace, provider: LocalProvider) -> list[str]:
-    """Those that --variant names, else all of the bank; or the one that --line leads to. Raises `BadData`."""
+    """Those that --variant names, else all of the bank; or the one that --line leads to.
+
+    Raises `BadData` or `UnknownVariant`.
+    """
     from app.sweep.data.dataset import check_labels
 
     check_labels(provider.bank.problem_type)
@@ -106,6 +109,7 @@ def variants_to_choose_from(options: argparse.Namespace, provider: LocalProvider
     else:
         names = variants_of(options) or list(loaded)
     for name in names:
+        provider.cookbook.read(name)
         if name not in loaded:
             raise BadData(f"t's by segment are of variants, and {name!r} is none; loaded: {', '.join(loaded)}")
     return names
