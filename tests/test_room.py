@@ -107,7 +107,7 @@ def test_a_text_that_does_not_fit_alone_harms_nobody_else(tmp_path: Path, row: R
         limit(pid_of(scene.lane), 32 * MIB)
         calls = [scene.batcher.submit([one], scene.weights) for one in [row] * 5 + [giant] + [row] * 5]
         results = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(one).__name__ for one in results] == ["Scored"] * 5 + ["OutOfMemory"] + ["Scored"] * 5
+        assert [type(one).__name__ for one in results] == ["RowLogits"] * 5 + ["OutOfMemory"] + ["RowLogits"] * 5
         assert isinstance(results[5], OutOfMemory) and "a text of 3000 tokens" in str(results[5])
         assert scene.batcher.waiting_rows == 0 and scene.lane.restarts == 0
 
