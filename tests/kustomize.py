@@ -28,7 +28,7 @@ def tool(name: str) -> str:
 @functools.cache
 def rendered(folder: Path) -> str:
     done = subprocess.run(
-        [tool("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False
+        [tool("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # warnings of what is deprecated

@@ -405,6 +405,6 @@ def test_files_that_are_truncated_or_overwritten_while_loaded_change_nothing(fol
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def tween(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment(**extra), check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(**extra), check=False)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_serve_answers_with_a_private_redis_and_ends_on_sigterm(start: Start, fo
         reply = client.post("/v1/predict", json={"texts": "thanks", "recipe": {"t": 0.4}}).json()
         assert reply["recipe"] == "angry@0.4" and reply["source"] == "built"
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=30)
+    _, log = process.communicate(timeout=300)
     socket_path = re.search(r"on (/\S+redis\.sock)", log)
     assert process.returncode == 0 and "Traceback" not in log
     assert socket_path is not None and not Path(socket_path.group(1)).exists()
@@ -130,7 +130,7 @@ def test_serve_from_redis_needs_nothing_but_redis(start: Start, folders: Path, p
         # A busy machine may be too slow for Redis at first.
         until(lambda: "redis" in client.post("/v1/blends", json={"recipe": "polite@0.4"}).json()["tiers"])
     builder.send_signal(signal.SIGTERM)
-    builder.communicate(timeout=30)
+    builder.communicate(timeout=300)
     small = start("serve", "--from-redis", "--port", str(port), **usual)
     with ready(small, port) as client:
         assert client.post("/v1/predict", json={"texts": "ok", "recipe": "polite@0.4"}).json()["source"] == "redis"

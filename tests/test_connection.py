@@ -285,7 +285,7 @@ def test_curl_may_offer_http_2(unhurried: Service, more: list[str]) -> None:
     url = unhurried.client.base_url.join("/v1/predict")
     body = json.dumps({"texts": "fine"})
     command = ["curl", "-sS", "--http2", "-H", "Content-Type: application/json", *more, "-d", body, str(url), str(url)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.count('"predictions"') == 2, done.stdout
 
 
@@ -295,7 +295,7 @@ def test_the_client_of_the_jdk_may_offer_http_2(unhurried: Service) -> None:
     bodies = [json.dumps({"texts": text}) for text in ("fine", "late " * 3_000, "fine")]
     client = Path(__file__).parent / "JdkClient.java"
     done = subprocess.run(
-        ["java", str(client), str(url), *bodies], capture_output=True, text=True, timeout=180, check=True
+        ["java", str(client), str(url), *bodies], capture_output=True, text=True, timeout=300, check=True
     )
     assert [line[:18] for line in done.stdout.splitlines()] == ['200 {"predictions"'] * 3, done.stdout
 

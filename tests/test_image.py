@@ -31,7 +31,7 @@ def locked(name: str) -> dict[str, set[str]]:
 
 def test_the_dockerfile_has_no_faults_that_a_linter_knows() -> None:
     done = subprocess.run(
-        [tool("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False
+        [tool("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout
 
@@ -78,7 +78,7 @@ def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
 def composed(*options: str) -> dict[str, dict[str, dict[str, object]]]:
     command = [tool("docker-compose"), "--file", str(ROOT / "docker-compose.yml"), *options]
     done = subprocess.run(
-        [*command, "config", "--format", "json"], capture_output=True, text=True, timeout=60, check=False
+        [*command, "config", "--format", "json"], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     found: dict[str, dict[str, dict[str, object]]] = json.loads(done.stdout)

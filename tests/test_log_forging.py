@@ -94,7 +94,7 @@ def serving(folders: Path, folder: Path, kind: str) -> Iterator[httpx.Client]:
             until(is_ready, 120)
             yield client
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
     finally:
         process.kill()
         process.wait()

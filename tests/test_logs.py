@@ -136,7 +136,7 @@ def test_a_service_whose_log_nobody_reads_goes_on_and_leaves_when_told(spec: Ban
                 client.put("/v1/aliases/prod", json={"recipe": f"angry@0.{number + 1}"}).raise_for_status()
             assert client.post("/v1/predict", json={"texts": "late again"}).status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
         read = os.read(reader, 8192)
         assert b"prod: version 1," in read and b"prod: version 99," not in read, "the pipe was full"
     finally:

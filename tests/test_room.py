@@ -196,7 +196,7 @@ print(len(slots.rows), asked, bank.arena.row_bytes)
 
 def slots_within(folders: Path, room: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-c", SHORT, str(folders / "bank.toml"), str(room)]
-    return subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300)
 
 
 def test_slots_that_do_not_fit_are_not_taken_and_it_is_said(folders: Path) -> None:

@@ -110,9 +110,9 @@ def test_an_indexed_jobs_processes_share_the_passes_and_the_last_one_collects(
     last, first = (
         start(*command, "--share", f"{index}/3", "--out", str(tmp_path / "shared"), **cache) for index in (2, 0)
     )
-    assert first.wait(timeout=120) == 0 and last.poll() is None
+    assert first.wait(timeout=300) == 0 and last.poll() is None
     assert tween(*command, "--share", "1/3", **cache).returncode == 0
-    assert last.wait(timeout=120) == 0, last.communicate()[1]
+    assert last.wait(timeout=300) == 0, last.communicate()[1]
     alone = tween(*command, "--out", str(tmp_path / "alone"), **cache)
     assert alone.returncode == 0, alone.stderr
     shared, whole = (
