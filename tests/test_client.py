@@ -26,6 +26,9 @@ from app.models.bank import BankSpec
 PASSWORD = "s3cret-canary"
 
 
+BUSY = pytest.mark.patient("a fetch that a busy machine delays must not count as a miss")
+
+
 async def there_and_back(tier: RedisTier) -> None:
     """All that the tier does, on two pods where one builds for the other."""
     assert await tier.is_well() and await fetched(tier) is None
@@ -49,11 +52,13 @@ def test_a_server_with_a_database(tmp_path: Path) -> None:
             assert redis.exists(name("manifest"))
 
 
+@BUSY
 def test_a_unix_socket(redis: Redis, redis_url: str) -> None:
     assert redis_url.startswith("unix://")
     with_pods(redis_url, there_and_back)
 
 
+@BUSY
 def test_a_cluster(tmp_path: Path) -> None:
     async def many(tier: RedisTier) -> None:
         await there_and_back(tier)
@@ -80,6 +85,7 @@ def test_a_cluster_that_loses_a_node_is_a_miss_there(tmp_path: Path) -> None:
         with_pods(f"redis+cluster://{nodes(servers)}", scenario)
 
 
+@BUSY
 def test_sentinels_and_a_failover(tmp_path: Path) -> None:
     async def scenario(tier: RedisTier) -> None:
         await there_and_back(tier)
@@ -127,6 +133,7 @@ def trusted(authority: trustme.CA, tmp_path: Path) -> Iterator[str]:
     yield f"?ssl_ca_certs={file}"
 
 
+@BUSY
 def test_tls(tmp_path: Path, tls: ssl.SSLContext, trusted: str) -> None:
     """The servers that wheels ship know no TLS, so a proxy ends it in front of a plain one."""
     with server(tmp_path) as made, line_to(made.port, tls) as line:
@@ -160,11 +167,13 @@ def test_the_rights_that_a_service_needs_are_documented_and_enough(tmp_path: Pat
         assert redis.keys("tween:aliases") and redis.acl_log() == []
 
 
+@BUSY
 def test_a_user_with_no_more_rights_than_documented(tmp_path: Path) -> None:
     with server(tmp_path, "user default off", f"user tween on >{PASSWORD} {RULES}") as made:
         with_pods(f"redis://tween:{PASSWORD}@127.0.0.1:{made.port}", there_and_back)
 
 
+@BUSY
 def test_a_user_who_may_not_ask_for_the_server_s_memory(tmp_path: Path) -> None:
     rules = RULES.replace("+info", "-info")
     with server(tmp_path, "user default off", f"user tween on >{PASSWORD} {rules}") as made:
