@@ -164,9 +164,8 @@ class Predictor:
             for _, task in shadows.values():
                 task.cancel()
             raise
-        served = (
-            time.time()
-        )  # and not when the shadows are there: what the unit does meanwhile comes after its exposure
+        # Not when the shadows have answered: what the unit does meanwhile comes after its exposure.
+        served = time.time()
         if shadows:
             self._experiments.later(self._record_later(draws, served, shown, shadows))
         else:
