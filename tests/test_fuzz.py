@@ -86,7 +86,14 @@ def send(client: httpx.Client, hostile: Hostile) -> httpx.Response:
 def test_replies_are_as_the_specification_says(service: Service, tmp_path: Path) -> None:
     """Examples, values at every border and beyond, and requests drawn at random with a fixed seed."""
     tool = Path(sys.executable).with_name("st")
-    command = [tool, "run", f"{service.client.base_url}/openapi.json", "--phases=examples,coverage,fuzzing"]
+    rules = Path(__file__).parent / "fuzz" / "schemathesis.toml"
+    command = [
+        tool,
+        f"--config-file={rules}",
+        "run",
+        f"{service.client.base_url}/openapi.json",
+        "--phases=examples,coverage,fuzzing",
+    ]
     command += ["--checks=all", f"--max-examples={EXAMPLES}", "--seed=1", "--generation-deterministic", "--no-color"]
     # What a recipe may be, no schema can say: a sound one names variants that are there.
     command += ["--exclude-checks=positive_data_acceptance"]
