@@ -13,7 +13,8 @@ from app.demo.build import demo_bank
 from app.demo.table import GRID, scores_along_t
 from app.errors import BadBank
 
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.service, pytest.mark.timeout(3600)]
+"""The first test trains the demo bank: minutes on idle cores, much longer on busy ones."""
 
 BENCHMARKS = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 SETS = (corpus.GENERAL, *corpus.DOMAINS)
