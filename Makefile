@@ -18,7 +18,7 @@ demo: .venv/demo
 test: lint .venv/debian
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# About a minute: no servers, no processes, no training.
+# What starts no server or process and trains nothing.
 test-fast: .venv/dev
 	$(BIN)/python -m pytest -m 'not service' --numprocesses 2 --dist loadfile
 
