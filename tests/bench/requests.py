@@ -37,7 +37,7 @@ REQUESTS = {1: 200, 8: 600, 32: 1_500}
 """By concurrency; as many before them do not count: kernels are compiled, and what is to learn of traffic is learnt."""
 TEXTS = [example.text for name in (corpus.GENERAL, *corpus.DOMAINS) for example in corpus.read(name, "test")]
 
-HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 OURS = ("app", "serve", "--bank", "{file}", "--port", "{port}")
 PIPELINE = ("tests.bench.pipeline_server", "{file}", "{port}")
 
