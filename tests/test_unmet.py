@@ -73,18 +73,18 @@ def test_a_stranger_who_is_met_or_given_up_leaves_room(
             assert len((await one.record(NAME, TONE, outcomes(0, 10))).outcomes) == 10
             await tell(two, told[10:])
             await until_folded(one, told)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while (await one.unmet(NAME))["waiting"] != 7:
                     await asyncio.sleep(0.05)
             assert len((await one.record(NAME, TONE, outcomes(10, 10))).outcomes) == 3
             more = [Outcome(f"x{n}", NAME, "stranger-0", "clicks", 1.0, START) for n in range(50)]
             assert len((await one.record(NAME, TONE, more)).outcomes) == 50, "who was met may do more"
             redis.zrem(f"{KEY}:waiting", "stranger-5", "stranger-6")  # as a pod of an earlier version does
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while (await one.unmet(NAME))["waiting"] != 8:
                     await asyncio.sleep(0.05)
             redis.zadd(f"{KEY}:waiting", {unit: time.time() - 1 for unit in redis.zrange(f"{KEY}:waiting", 0, -1)})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while redis.exists(f"{KEY}:waiting", f"{KEY}:unmet", f"{KEY}:unmet:by"):
                     await asyncio.sleep(0.05)
             assert (await one.unmet(NAME))["waiting"] == 0
